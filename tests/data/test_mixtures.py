@@ -1,5 +1,6 @@
 """Rows of mixtures: drawn as their shares say, functions of the batch number alone, counted, exact on resume."""
 
+import hashlib
 import json
 import math
 
@@ -10,6 +11,7 @@ from ablatio.config.compose import compose_run
 from ablatio.data.batches import TrainBatches
 from ablatio.data.mixtures import Draws, MixedBatches
 from ablatio.data.order import EasiestFirst, RowPlan, WindowOrder, uniforms
+from ablatio.data.splits import hash_split
 from ablatio.errors import ConfigError
 
 SHARES = np.array([0.6, 0.3, 0.1])
@@ -193,6 +195,27 @@ def test_filters_run_per_source_and_arms_share_the_tokenizer(of, tmp_path):
     assert states[0] == states[1] and prints[0] == prints[1]
     record = json.loads((tmp_path / "b" / "data.json").read_text())["filters"]
     assert sorted(record) == ["digits", "vowels"] and record["digits"][0]["kept"] < record["digits"][0]["seen"]
+
+
+def test_training_text_is_cleared_of_the_held_out_text_of_other_sources(tmp_path):
+    """The second source repeats held-out texts of the first with more words, so that a hash splits them anew."""
+    import ablatio
+
+    def of_split(texts, split):
+        return [t for t in texts if hash_split(hashlib.sha256(t.encode()).digest(), 0.3) == split]
+
+    one = [" ".join(f"w{(i * 31 + k * 7) % 97}x{i}" for k in range(20)) for i in range(60)]
+    inside = [f"{text} and more" for text in of_split(one, "validation")]
+    two = inside + [" ".join(f"other{i * k}" for k in range(20)) for i in range(1, 40)]
+    for name, texts in (("one", one), ("two", two)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    of = f"source.of=[jsonl:{tmp_path}/one.jsonl,jsonl:{tmp_path}/two.jsonl]"
+    words = ["train.steps=1", "data.val_fraction=0.3", "tokenizer=bytes", "mixture=weights", "filter=[dedup_dataset]"]
+    ablatio.train(*SMALL, of, *words, f"out={tmp_path}", "name=run")
+    record = json.loads((tmp_path / "run" / "data.json").read_text())["filters"]
+    contaminated = sum(text in inside for text in of_split(two, "train"))
+    assert contaminated > 3 and record["two"][0]["reasons"] == {"contains held-out text": contaminated}
+    assert record["two"][0]["seen"] == len(of_split(two, "train"))
 
 
 @pytest.mark.parametrize(

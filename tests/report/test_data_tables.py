@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers.studies import Fake, write_study
 
-from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, data_tables
+from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, TOKENIZERS, data_tables
 from ablatio.report.analysis.findings import Findings, find
 from ablatio.report.html.page_data import content
 from ablatio.report.html.render import page_text
@@ -57,9 +57,29 @@ def test_tables_and_curves(tmp_path: Path) -> None:
     assert "too much personal data" in page_text(findings)
 
 
+def test_tokenizers_are_compared_where_they_differ(tmp_path: Path) -> None:
+    """Counts of a text of 1000 bytes in 100 words: as bytes, and as 250 tokens of 4 bytes."""
+    study = write_study(tmp_path / "s", Fake({"tokenizer": ["bytes", "bpe"]}, steps=10))
+    for path in study.glob("runs/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        bytewise = json.loads((path.parent / "config.json").read_text())["tokenizer"]["name"] == "bytes"
+        manifest["size"]["vocab_size"] = 257 if bytewise else 512
+        held = {"documents": 5, "tokens": 1005 if bytewise else 255, "bytes": 1000, "words": 100}
+        seconds = {"encoding_seconds": 0.004} if bytewise else {}
+        manifest["data"] |= {"train": held, "validation": held} | seconds
+        path.write_text(json.dumps(manifest))
+    findings = find(read_table([study]))
+    rows = {row[1]: row[2:] for row in data_tables(findings)["tokenizers"]}
+    tokens = {run.tokenizer.split()[0]: run.size["tokens"] for run in findings.table.runs}
+    assert rows["bytes"] == ("257", "1", "10", "0.5", f"{tokens['bytes'] * 1000 / 1005 / 1e6:.3g}")
+    assert rows["bpe"] == ("512", "4", "2.5", "", f"{tokens['bpe'] * 1000 / 255 / 1e6:.3g}")
+    assert len(TOKENIZERS) == 7 and "## Tokenizers" in markdown_text(findings)
+    assert content(findings)["data"]["tokenizers"] == [list(row) for row in data_tables(findings)["tokenizers"]]
+
+
 def test_no_section_without_filters_and_mixtures(tmp_path: Path) -> None:
     findings = report(tmp_path)
-    assert data_tables(findings) == {"filters": [], "examples": [], "sources": []}
+    assert data_tables(findings) == {"tokenizers": [], "filters": [], "examples": [], "sources": []}
     assert "What filters dropped" not in markdown_text(findings)
 
 

@@ -1,11 +1,15 @@
 """The only module through which the API composes, trains, restores and sweeps runs."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatio.config.compose import Composed, compose_run
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import DamagedFile, EnvironmentFault, UserError
+from ablatio.storage.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ablatio.model.ranks import Ranks
+    from ablatio.training.evaluation.evaluation import Evaluation
     from ablatio.training.prepare import PreparedRun
 
 MEASURES = ("eval", "metric", "decode", "prompt")  # kinds that choose what is measured, and how a model is asked
@@ -93,29 +98,81 @@ def restored(folder: Path, step: int | None = None, *, scored: bool = False) -> 
     return load_run(folder, step, scored=scored)
 
 
-def measured(
-    run: "PreparedRun", step: int, folder: Path | None, overrides: Sequence[str], *, code: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Values of the evaluations that the overrides choose, as in summary.json; the items are written to `folder`."""
-    from ablatio.registry.kinds import tasks
-    from ablatio.training.evaluation.evaluation import evaluation_of
-    from ablatio.training.evaluation.items_file import write_items
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The evaluations that overrides choose for finished runs, and how the models are asked.
 
-    other = [text for text in overrides if text.lstrip("+~").partition("=")[0].split(".")[0] not in MEASURES]
-    if other:
-        raise UserError(
-            f"{other[0]}: only evaluations and metrics can be chosen for a finished run\n    try: eval=[addition]"
-        )
-    reading = next(entry.name for entry in tasks if {*entry.facts["reads"]} >= {"decode", "prompt"})
-    chosen = composed([f"task={reading}", *overrides]).config
-    config = {**run.config, **{key: chosen.get(key) for key in MEASURES}, "score": None}
-    evaluation = evaluation_of(config, code=code)
-    if evaluation is None:
-        raise UserError("no evaluation is chosen\n    try: eval=[addition]; `ablatio list eval` shows all")
-    found = run.evaluate(evaluation, asking=config)
-    if folder is not None:
+    chosen  config nodes of MEASURES
+    code    True if metrics may run programs that the model wrote
+    """
+
+    chosen: Mapping[str, Any]
+    code: bool = False
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], *, code: bool = False) -> "Measures":
+        """Compose and check; raises ConfigError for settings that cannot be used, UserError for any other setting."""
+        from ablatio.registry.kinds import tasks
+
+        other = [text for text in overrides if text.lstrip("+~").partition("=")[0].split(".")[0] not in MEASURES]
+        if other:
+            raise UserError(
+                f"{other[0]}: only evaluations and metrics can be chosen for a finished run\n    try: eval=[addition]"
+            )
+        reading = next(entry.name for entry in tasks if {*entry.facts["reads"]} >= {"decode", "prompt"})
+        config = composed([f"task={reading}", *overrides]).config
+        chosen = {key: config.get(key) for key in MEASURES}
+        if not chosen["eval"]:
+            raise UserError("no evaluation is chosen\n    try: eval=[addition]; `ablatio list eval` shows all")
+        return cls(chosen, code)
+
+    def over(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config of a run with these measures instead of its own."""
+        return {**config, **self.chosen, "score": None}
+
+    def evaluation(self, config: Mapping[str, Any]) -> "Evaluation":
+        """The evaluation of a run with this config; its items are read or made."""
+        from ablatio.training.evaluation.evaluation import evaluation_of
+
+        found = evaluation_of(self.over(config), code=self.code)
+        assert found is not None  # `of` has refused to measure nothing
+        return found
+
+    def mark(self, folder: Path, step: int, evaluation: "Evaluation") -> str:
+        """Digest of what the values depend on: settings, sources of the parts, items, weights of the checkpoint."""
+        from ablatio.training.provenance import parts
+        from ablatio.training.run_folder import CHECKPOINTS
+
+        weights = Checkpoints(folder / CHECKPOINTS).seal(step)
+        told = (self.chosen, parts(self.chosen), evaluation.digest, step, weights)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def kept(self, folder: Path) -> dict[str, dict[str, Any]] | None:
+        """Values of the newest checkpoint that an earlier call has written to the run folder; None if it has to run."""
+        from ablatio.training.evaluation.values_file import VALUES, kept_values
+        from ablatio.training.run_folder import CHECKPOINTS, read_run
+
+        step = Checkpoints(folder / CHECKPOINTS).latest()
+        if step is None or not (folder / VALUES).exists():
+            return None
+        try:
+            return kept_values(folder, self.mark(folder, step, self.evaluation(read_run(folder))))
+        except DamagedFile:  # the newest checkpoint or the file of values: measuring says what is wrong
+            return None
+
+
+def measured(run: "PreparedRun", step: int, folder: Path, measures: Measures, *, save: bool) -> dict[str, Any]:
+    """Values of evaluations, as in summary.json; `save`: items and values are also written to the run folder."""
+    from ablatio.training.evaluation.items_file import write_items
+    from ablatio.training.evaluation.values_file import write_values
+
+    evaluation = measures.evaluation(run.config)
+    found = run.evaluate(evaluation, asking=measures.over(run.config))
+    values = {name: one.to_json() for name, one in found.values.items()}
+    if save:
         write_items(folder, [{"step": step, **row} for row in found.rows])
-    return {name: one.to_json() for name, one in found.values.items()}
+        write_values(folder, values, step, measures.mark(folder, step, evaluation))
+    return values
 
 
 def needs_reference(config: Mapping[str, Any]) -> bool:

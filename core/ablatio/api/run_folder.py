@@ -267,13 +267,17 @@ class RunFolder:
 
         overrides  settings of `eval` and `metric`, as on the command line
         code       True if metrics may run programs that the model wrote
-        save       write the items to items.jsonl in the run folder, for comparisons by item
+        save       write items and values to items.jsonl and evaluations.json in the run folder, for report and compare
 
         Returns {"eval/addition/accuracy": {"value", "error", "items", "better"}}; `error` is the standard error over
         the choice of items.  Raises ConfigError for settings that cannot be used, UserError for a metric that needs
         labels that the items do not have.
         """
-        return adapter.measured(self._run(), self.step, self.folder if save else None, overrides, code=code)
+        return self.measure_by(adapter.Measures.of(overrides, code=code), save=save)
+
+    def measure_by(self, measures: adapter.Measures, *, save: bool = True) -> dict[str, dict[str, Any]]:
+        """Like `measure`, with settings that are checked."""
+        return adapter.measured(self._run(), self.step, self.folder, measures, save=save)
 
     def artifact(self, quantization: str | None = None) -> dict[str, int]:
         """Count the bytes of `model` as an artifact: what a reader needs who has the framework.

@@ -1,7 +1,7 @@
 """Studies: `ablatio.run_study`, and a study folder as an object."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ablatio.errors import UserError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ablatio.api.evaluations import RunEvaluation
     from ablatio.report.analysis.findings import Findings
     from ablatio.report.analysis.verdict import Sentence
     from ablatio.report.read.run import Run
@@ -163,6 +164,28 @@ class StudyFolder:
         pairs = found.comparison.pairs if found.comparison else ()
         rows = [_pair_row(pair, sentences.get((pair.a, pair.b))) for pair in pairs]
         return frame("comparisons()", rows, PAIR_COLUMNS)
+
+    def evaluate(
+        self, *overrides: str, code: bool = False, tell: "Callable[[RunEvaluation], None]" = lambda one: None
+    ) -> "list[RunEvaluation]":
+        """Measure every finished run by evaluations; `runs`, `arms` and `report` then have them as scores.
+
+            study.evaluate("eval=[dyck,addition]")
+            study.report(metric="eval/dyck/likelihood_choice")
+
+        overrides  settings of `eval`, `metric`, `decode` and `prompt`, as of `RunFolder.measure`
+        code       True if metrics may run programs that the model wrote
+        tell       called with the result of each run, when it is there
+
+        The runs are measured one after the other in this process.  What a run was asked before is not asked again, so
+        an interrupted call can be repeated.  A run that cannot be measured does not stop the others.  Raises
+        UserError if no run is done, or for what the first run refuses if all refuse it; ConfigError for settings that
+        cannot be used.
+        """
+        from ablatio.api.evaluations import evaluate_runs
+        from ablatio.report.read.table import read_table
+
+        return evaluate_runs(self.folder, read_table([self.folder]).counted, overrides, code=code, tell=tell)
 
     @property
     def verdict(self) -> StudyVerdict:

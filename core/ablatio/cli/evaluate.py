@@ -1,28 +1,37 @@
-"""`ablatio evaluate RUN`: loss on held-out text at any length, evaluations and metrics by name, or lm-eval's tasks."""
+"""`ablatio evaluate RUN`: loss on held-out text at any length, evaluations and metrics by name, or lm-eval's tasks.
+
+With evaluations, RUN may be a study: all its finished runs are measured.
+"""
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatio.cli.commands import parser
 from ablatio.errors import UserError
+from ablatio.sweep.study import STUDY
+
+if TYPE_CHECKING:
+    from ablatio.api.evaluations import RunEvaluation
 
 EPILOG = """\
   ablatio evaluate RUN                                  held-out text; ± is the standard error of the loss
   ablatio evaluate RUN eval=[addition,minimal_pairs]    evaluations; `ablatio list eval` and `ablatio list metric`
+  ablatio evaluate STUDY eval=[addition]                the same of every finished run of a study; again: of the others
   ablatio evaluate RUN task=my_task.yaml                a task file in lm-eval's format
   ablatio evaluate RUN lm_eval=my_task --include tasks  lm-eval itself, on the exported run"""
 TASK, LM_EVAL = "task=", "lm_eval="
 SUFFIXES = (".yaml", ".yml")
+ONE_RUN = ("length", "step", "objective", "quantization", "stride")  # flags that a study does not have
 
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio evaluate` and return its exit code: 2 if no length could be scored."""
     options = parser("evaluate", epilog=EPILOG)
     options.formatter_class = argparse.RawDescriptionHelpFormatter
-    options.add_argument("run", type=Path, help="a run folder")
+    options.add_argument("run", type=Path, help="a run folder; with eval=, a study, too")
     options.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings of eval and metric; task=, lm_eval=")
     options.add_argument("--length", help="tokens per row, or several lengths: 128,256; by default that of training")
     options.add_argument("--tokens", type=int, default=0, help="maximum number of tokens to score; by default all")
@@ -37,7 +46,39 @@ def run(arguments: list[str]) -> int:
     args = options.parse_intermixed_args(arguments)
     if any(word.startswith(LM_EVAL) for word in args.words):
         return _lm_eval(args)
+    if (args.run / STUDY).exists():
+        return _study(args)
     return _evaluations(args) if args.words else _lengths_of(args)
+
+
+def _study(args: argparse.Namespace) -> int:
+    """Measure all finished runs of a study by evaluations; returns 3 if some cannot be measured."""
+    from ablatio.api.studies import open_study
+
+    given = [f"--{name}" for name in ONE_RUN if getattr(args, name) is not None]
+    if not args.words or given:
+        what = f"{given[0]} is for a single run" if given else "a study is measured by evaluations"
+        raise UserError(f"{args.run} is a study, and {what}\n    try: ablatio evaluate {args.run} eval=[held_out]")
+    study = open_study(args.run)
+    rows = list[dict[str, Any]]()
+
+    def tell(one: "RunEvaluation") -> None:
+        rows.append({"run": str(one.run.folder), "seed": one.run.seed, "arm": dict(one.run.arm), "state": one.state,
+                     "values": {column: dict(value) for column, value in one.values.items()}})  # fmt: skip
+        if not args.json:
+            print(f"{one.run.title} seed={one.run.seed}: {one.state}{': ' * bool(one.why)}{one.why}", flush=True)
+            for line in described({c: v for c, v in one.values.items() if c.count("/") == 2}):
+                print(f"  {line}", flush=True)
+
+    from ablatio.training.evaluation.evaluation import described
+
+    found = study.evaluate(*_overrides(args.words), code=args.run_code, tell=tell)
+    column = next(iter(found[0].values or found[-1].values), "")
+    if args.json:
+        print(json.dumps({"study": str(args.run), "runs": rows}))
+    else:
+        print(f"the report has these values: ablatio report {args.run} --metric {column}")
+    return 3 if any(one.state == "failed" for one in found) else 0
 
 
 def _evaluations(args: argparse.Namespace) -> int:

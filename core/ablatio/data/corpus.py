@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.data.shards import SPLITS, Resources, tokenize
 from ablatio.data.splits import TrainValSplit, split_rule
+from ablatio.data.tokenizer_measures import SECONDS
 from ablatio.data.types import Ids, Source, Tokenizer, start_id, token_type
 from ablatio.errors import UserError
 from ablatio.storage.atomic_write import explained
 
-SECONDS = "encoding_seconds"
-ONE_PROCESS = Resources(workers=1)
 ONE_PROCESS = Resources(workers=1)
 
 log = logging.getLogger("ablatio")

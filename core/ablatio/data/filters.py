@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,30 +67,41 @@ class Pipeline:
         made = [[name, filters[name].digest, dict(knobs), read.get(name, "")] for name, knobs in self.choices.items()]
         return json.dumps([*made, split_rule(self.val_fraction)], sort_keys=True)
 
-    def over(self, source: Source) -> "FilteredSource":
-        """The source with its training documents filtered."""
-        return FilteredSource(source, self)
+    @property
+    def avoids(self) -> bool:
+        """True if one of the filters takes the held-out text."""
+        return any(hasattr(part, "avoid") for part in self.build().values())
+
+    def over(self, source: Source, others: Sequence[Source] = ()) -> "FilteredSource":
+        """The source with its training documents filtered.
+
+        others  further sources of the same run, whose held-out text the training text must not contain either
+        """
+        return FilteredSource(source, self, others if self.avoids else ())
 
 
 class FilteredSource:
     """The documents of a source after a pipeline of filters, each with its split; read from the cache.
+
+    others  sources whose held-out text filters take beside that of `source`
 
     Raises UserError, when it is read, if a filter leaves no document.
     """
 
     combines: ClassVar[bool] = False
 
-    def __init__(self, source: Source, pipeline: Pipeline) -> None:
-        self.source, self.pipeline = source, pipeline
+    def __init__(self, source: Source, pipeline: Pipeline, others: Sequence[Source] = ()) -> None:
+        self.source, self.pipeline, self.others = source, pipeline, others
 
     def fingerprint(self) -> str:
-        """Hash of the source's content and the pipeline."""
-        return key_of("filtered", self.source.fingerprint(), self.pipeline.key)
+        """Hash of the content of the sources and the pipeline."""
+        others = [other.fingerprint() for other in self.others]
+        return key_of("filtered", self.source.fingerprint(), self.pipeline.key, *others)
 
     @cached_property
     def _entry(self) -> tuple[Path, Record]:
         folder = self.pipeline.cache / "filtered" / self.fingerprint()
-        return folder, get_or_build(folder, partial(_filter, self.source, self.pipeline))
+        return folder, get_or_build(folder, partial(_filter, self.source, self.pipeline, self.others))
 
     @property
     def record(self) -> list[Record]:
@@ -139,11 +151,14 @@ def verdicts(
         yield verdict
 
 
-def _filter(source: Source, pipeline: Pipeline, folder: Path) -> Record:
+def _filter(source: Source, pipeline: Pipeline, others: Sequence[Source], folder: Path) -> Record:
     """Run the pipeline; writes train.jsonl and validation.jsonl to `folder` and returns the record."""
-    by_split = TrainValSplit(source, pipeline.val_fraction)
-    held_out, kept = folder / "validation.jsonl", folder / "stage-0.jsonl"
-    _write(held_out, by_split.documents("validation"))
+    by_split, *theirs = [TrainValSplit(each, pipeline.val_fraction) for each in (source, *others)]
+    own, kept = folder / "validation.jsonl", folder / "stage-0.jsonl"
+    _write(own, by_split.documents("validation"))
+    held_out = folder / "held-out.jsonl" if theirs else own
+    if theirs:
+        _write(held_out, chain(_read(own, "validation"), *(each.documents("validation") for each in theirs)))
     _write(kept, by_split.documents("train"))
     records = []
     for number, (name, part) in enumerate(pipeline.build().items(), 1):
@@ -153,6 +168,8 @@ def _filter(source: Source, pipeline: Pipeline, folder: Path) -> Record:
         kept.unlink()
         kept = rest
     kept.rename(folder / "train.jsonl")
+    if theirs:
+        held_out.unlink()
     return {"filters": records, "unused_fields": dict(getattr(source, "unused_fields", {}))}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ablatio.registry.kinds import designs
 from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
-from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, data_tables
+from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, TOKENIZERS, data_tables
 from ablatio.report.analysis.evaluations import CAPTION as EVALUATIONS
 from ablatio.report.analysis.evaluations import HEAD as EVALUATED
 from ablatio.report.analysis.evaluations import answer_rows, evaluation_rows
@@ -97,9 +97,10 @@ def _effects(findings: Findings) -> list[str]:
 
 
 def _data(findings: Findings) -> list[str]:
-    """What filters dropped, with examples, and what a mixture drew."""
+    """The tokenizers, what filters dropped, with examples, and what a mixture drew."""
     lines, found = list[str](), data_tables(findings)
     for title, head, rows, left in (
+        ("Tokenizers", TOKENIZERS, found["tokenizers"], 2),
         ("What filters dropped", FILTERS, found["filters"], 3),
         ("Examples of dropped and changed documents", EXAMPLES, found["examples"], 5),
         ("Rows of each source", SOURCES, found["sources"], 2),

@@ -91,6 +91,10 @@ class Checkpoints:
         """Return the newest committed step, or None, without opening its files."""
         return max(self.steps(), default=None)
 
+    def seal(self, step: int) -> str:
+        """Return the digest of a step's manifest, which holds those of its files; DamagedFile if it is damaged."""
+        return read_manifest(self._manifest_path(step), step)[1]
+
     def save(
         self, step: int, model: Mapping[str, "Tensor"], state: Mapping[str, Any], info: Mapping[str, Any] | None = None
     ) -> Path:

@@ -14,6 +14,7 @@ from ablatio.data.filters import Texts
 from ablatio.data.mixtures import Draws, MixedBatches, MixedValidation, Pool, Shares, checked_shares, shares_of
 from ablatio.data.order import DocumentOrder, EasiestFirst, WindowOrder
 from ablatio.data.splits import TrainValSplit
+from ablatio.data.tokenizer_measures import SECONDS
 from ablatio.data.types import Source, Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
@@ -45,7 +46,9 @@ class DataStreams:
         self.documents: dict[str, TrainValSplit]
         self.tokenizer: Tokenizer
         self.corpora, self.documents, self.tokenizer = setup.corpora(source, parts)
-        self.fingerprint = source.fingerprint()
+        self.fingerprints = {"fingerprint": source.fingerprint()}
+        if hasattr(source, "held_out_fingerprint"):
+            self.fingerprints["held_out"] = source.held_out_fingerprint()
         self.curriculum = setup.part("curriculum", names=self.names) if curriculum else None
         if self.mixed:
             setup.pipeline["mixture"] = self._described()
@@ -72,12 +75,12 @@ class DataStreams:
 
     @property
     def content(self) -> dict[str, Any]:
-        """Description of the data for the manifest; its fingerprint is that of the source, before any filter."""
+        """Description of the data for the manifest; its fingerprints are those of the source, before any filter."""
         if not self.mixed:
             corpus = self.corpora[""]
-            return {"fingerprint": self.fingerprint, "key": corpus.key, **corpus.counts}
-        counts: dict[str, Any] = {name: {"key": c.key, **c.counts} for name, c in self.corpora.items()}
-        return {"fingerprint": self.fingerprint, "sources": counts, "shares": self._named(self._fixed)}
+            return {**self.fingerprints, **_counts(corpus)}
+        counts = {name: _counts(corpus) for name, corpus in self.corpora.items()}
+        return {**self.fingerprints, "sources": counts, "shares": self._named(self._fixed)}
 
     def _named(self, shares: Shares) -> dict[str, float]:
         return dict(zip(self.names, shares.tolist(), strict=True))
@@ -234,3 +237,9 @@ class DataStreams:
             }
             for i, (name, corpus) in enumerate(self.corpora.items())
         }  # fmt: skip
+
+
+def _counts(corpus: Corpus) -> dict[str, Any]:
+    """What the manifest says of the tokens of a source."""
+    seconds = corpus.encoding_seconds
+    return {"key": corpus.key, **corpus.counts} | ({SECONDS: round(seconds, 3)} if seconds else {})

@@ -1,7 +1,8 @@
-"""A trained model that another run asks: it writes answers, or gives the log-probability of texts."""
+"""A trained model that another run asks: it continues texts, or gives the log-probability of texts."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,55 @@ import torch
 from torch import Tensor
 
 from ablatio.data.chat import Template, write
+from ablatio.data.data_files import content_digest, readable
 from ablatio.data.types import Message, Tokenizer, start_id
 from ablatio.errors import UserError
+from ablatio.model.decoding.generate import Sampling, generate
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.registry import kinds
-from ablatio.training.restore import context_of, restore_model
-from ablatio.training.run_folder import refuse_living
+from ablatio.storage.checkpoints import Checkpoints
+from ablatio.training.restore import RestoredModel, context_of, restore_model
+from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER, read_run, refuse_living
 
-AT_ONCE = 16  # texts per forward pass
+SCORED_TOGETHER = 16  # texts per forward pass
+WRITTEN_TOGETHER = 32  # prompts that are continued together
 
 
-@dataclass(frozen=True, slots=True)
 class FrozenModel:
-    """The model of a run, with its tokenizer; template: how it was asked, None if it was trained on plain text."""
+    """The model of a run folder, with the weights of its newest checkpoint; loaded when it is first asked."""
 
-    model: LanguageModel
-    tokenizer: Tokenizer
-    template: Template | None
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    @cached_property
+    def digest(self) -> str:
+        """A sha256 of weights and tokenizer: equal models write equal texts for a seed."""
+        total = hashlib.sha256()
+        weights = (self.folder / CHECKPOINTS).glob(f"step-{self.step:08d}*.model.safetensors")
+        for file in (*sorted(weights), self.folder / TOKENIZER):
+            with readable(file):
+                total.update(content_digest(file).encode())
+        return total.hexdigest()
+
+    @cached_property
+    def _restored(self) -> RestoredModel:
+        return restore_model(self.folder, self.step)
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The language model, without gradients."""
+        return self._restored.model.requires_grad_(False)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run."""
+        return self._restored.tokenizer
+
+    @cached_property
+    def template(self) -> Template | None:
+        """How conversations are written for the model; None if it was trained on plain text."""
+        return _template_of(self._restored.config)
 
     @torch.no_grad()
     def logprobs(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -37,7 +69,7 @@ class FrozenModel:
         heads = self._asked(questions)
         tails = [list(map(int, ids)) for ids in self.tokenizer.encode(list(answers))]
         rows = [(head, tail) for head, tail in zip(heads, tails, strict=True)]
-        found = [self._logprobs(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
+        found = [self._logprobs(rows[i : i + SCORED_TOGETHER]) for i in range(0, len(rows), SCORED_TOGETHER)]
         return torch.cat(found) if found else torch.zeros(0)
 
     def _asked(self, questions: Sequence[str]) -> list[list[int]]:
@@ -57,21 +89,51 @@ class FrozenModel:
         example = Example(tokens[:, :-1], tokens[:, 1:])
         return -(self.model.token_losses(example).float() * weights[:, 1:]).sum(1)
 
+    def longest(self, tokens: int) -> int:
+        """Number of prompt tokens that leave room for `tokens` new ones."""
+        return max(1, int(self._restored.config["model"]["max_len"]) - tokens - 1)
+
+    def size(self, text: str) -> int:
+        """Number of tokens of a text."""
+        return len(self.tokenizer.encode([text])[0])
+
+    def __call__(self, prompts: Sequence[str], tokens: int, temperature: float, seed: int) -> list[str]:
+        """Continue each prompt by up to `tokens` tokens; the end of a prompt that is too long is used."""
+        tokenizer, found = self.tokenizer, list[str]()
+        room, start = self.longest(tokens), start_id(tokenizer)
+        for first in range(0, len(prompts), WRITTEN_TOGETHER):
+            together = tokenizer.encode(prompts[first : first + WRITTEN_TOGETHER])
+            rows = [[start, *map(int, ids)][-room - 1 :] for ids in together]
+            sampling = Sampling(temperature, top_p=1.0 if temperature == 0 else 0.95, seed=seed + first)
+            for new in generate(self.model, rows, tokens, sampling, stop=tokenizer.eos):
+                new = new[: new.index(start)] if start in new else new
+                found.append(tokenizer.decode([i for i in new if i < tokenizer.vocab_size]))
+        return found
+
 
 def open_model(path: str, key: str) -> FrozenModel:
-    """Load the model of the run in the folder `path`; `key`: the setting that names it, for errors.
+    """Open the model of the run in the folder `path`; `key`: the setting that names it, for errors.
 
-    Raises UserError if the folder is no run, if a process trains it, or if the model cannot continue a text.
+    Raises UserError if the folder is no run or has no checkpoint, if a process trains it, or if the model cannot
+    continue a text.
     """
-    refuse_living(Path(path), key)
-    found = restore_model(Path(path))
-    architecture = found.config["architecture"]["name"]
+    if not path:
+        raise UserError(
+            f"{key} is empty: expected the folder of a run whose model is asked\n"
+            f"    try: {key}=runs/NAME, after ablatio train name=NAME"
+        )
+    folder = Path(path).expanduser()
+    architecture = read_run(folder)["architecture"]["name"]
+    refuse_living(folder, key)
     if "next tokens" not in kinds.architectures[architecture].facts["accepts"]:
         raise UserError(
             f"{key}: the model of {path} has architecture={architecture} and cannot continue a text\n"
             "    try: a run with architecture=causal"
         )
-    return FrozenModel(found.model.requires_grad_(False), found.tokenizer, _template_of(found.config))
+    step = Checkpoints(folder / CHECKPOINTS).latest()
+    if step is None:
+        raise UserError(f"{key}: {folder} has no checkpoint yet\n    try: ablatio train resume={folder}")
+    return FrozenModel(folder, step)
 
 
 def _template_of(config: Mapping[str, Any]) -> Template | None:

@@ -23,8 +23,8 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import apply_rates, groups_by_role, named_generator
 from ablatio.registry import kinds
 from ablatio.registry.value_schedules import settled
+from ablatio.training.frozen_model import open_model
 from ablatio.training.task_context import TaskContext
-from ablatio.training.text_writer import open_writer
 
 FLAT = 0.05  # largest slope of log size over log width that counts as no growth
 VOCAB = 256  # token ids of random text
@@ -205,7 +205,7 @@ def _random(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
 
 def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
     """Yield the first training batch that a run with each seed would have."""
-    setup = TaskContext(config, RowPlan(config["train"]["batch_size"]), open_writer=open_writer)
+    setup = TaskContext(config, RowPlan(config["train"]["batch_size"]), open_model=open_model)
     found, tokenizer = setup.corpus(setup.source())
     for seed in seeds:
         order = WindowOrder(len(found.train), row_length(config), seed)

@@ -39,7 +39,6 @@ from ablatio.training.reward_model import open_reward
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.scheduled_settings import ScheduledSettings, parts_of
 from ablatio.training.task_context import TaskContext
-from ablatio.training.text_writer import open_writer
 from ablatio.training.timeline import Timeline
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # environment variable
@@ -121,12 +120,12 @@ class PreparedRun:
     ) -> EvaluationResult:
         """Measure the model by an evaluation; calls `between(n)` after n requests.
 
-        asking  config whose `decode` and `prompt` are used; None: that of the run
+        asking  config whose `decode` and `prompt` are used; None: that of the run.  What they draw follows from `seed`
         """
         asking = self.config if asking is None else asking
         decode = decode_part(asking)
         respond = Responder(self.model, self.tokenizer, longest_row(self.config), decode=decode, between=between)
-        llm = Session(self.model, self.tokenizer, decode or most_probable)
+        llm = Session(self.model, self.tokenizer, decode or most_probable, seed=int(self.config["seed"]))
         with self.machine.autocast():
             return evaluation.run(respond, Prompting.of(asking, llm))
 
@@ -193,7 +192,7 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
     rows, schedules = row_plan(spec.timeline, stabilizers), spec.timeline.schedules
-    setup = TaskContext(config, rows, open_reward, open_model, open_writer, schedules)
+    setup = TaskContext(config, rows, open_reward, open_model, schedules)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 

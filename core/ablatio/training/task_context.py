@@ -48,7 +48,6 @@ class TaskContext:
     plan         number of rows of each batch
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
     open_model   open_model(folder, key) returns the FrozenModel of a run, key: the setting for errors; None outside
-    open_writer  open_writer(folder) returns the model of a run as a writer of text; None outside training
     schedules    of settings that change during training, by path
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
@@ -60,7 +59,6 @@ class TaskContext:
     plan: RowPlan
     open_reward: OpenReward | None = None
     open_model: OpenModel | None = None
-    open_writer: Callable[[str], Any] | None = None
     schedules: Mapping[str, ValueSchedule] = field(default_factory=dict)
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
@@ -85,8 +83,13 @@ class TaskContext:
 
     def source(self) -> Source:
         """Build the config's source."""
-        source: Source = self.part("source", open_run=self.open_writer)
+        source: Source = self.part("source", open_run=self._open_run if self.open_model else None)
         return source
+
+    def _open_run(self, path: str) -> Any:
+        """The run that a source names, as a model that writes."""
+        assert self.open_model is not None
+        return self.open_model(path, "source.run")
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
         """Return the source as token streams, after the config's filters, and the tokenizer."""
@@ -111,7 +114,7 @@ class TaskContext:
             with told_of(name):
                 split = whole if part is source else split_of(part, fraction)
                 if filters := self._filters:
-                    filtered = filters.over(part)
+                    filtered = filters.over(part, [other for other in parts.values() if other is not part])
                     self.pipeline.setdefault("filters", {})[name] = filtered.record
                     split = split_of(filtered, fraction)
                 corpora[name], documents[name] = tokenized(split, tokenizer, self.cache, self.resources), split[0]

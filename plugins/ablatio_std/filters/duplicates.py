@@ -122,7 +122,7 @@ class DedupDataset:
 
     A document is dropped if more than the share `most` of its n-grams occurs in the held-out documents or in `against`,
     such as the text of a benchmark.  GPT-3 (appendix C) takes 13 words.  A held-out text with fewer words is one n-gram
-    that counts only as a whole document.
+    that counts only as a whole document.  In a mixture, the held-out text of every source counts.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class Instruction:
 
 
 class Writer(Protocol):
-    """Continues prompts (ablatio.training.text_writer.TextWriter)."""
+    """Continues prompts (ablatio.training.frozen_model.FrozenModel)."""
 
     digest: str
 

@@ -22,7 +22,7 @@ class Source(Protocol):
     texts.
 
     Wiring:
-    open_run         open_run(folder) returns the model of a run as a writer: see ablatio.training.text_writer
+    open_run         open_run(folder) returns the model of a run, to continue texts: see ablatio.training.frozen_model
 
     Methods:
     documents()      yields the documents (ablatio.data.types.Document), from the first one on
@@ -30,6 +30,8 @@ class Source(Protocol):
     conversations()  optional: yields ablatio.data.types.Conversation
     feedback()       optional: yields ablatio.data.types.Feedback
     parts()          optional: {name: source} of a source that consists of several, for a mixture
+    held_out_fingerprint()  optional, of a source whose knobs change its training text alone: a sha256 over the content
+                     of its held-out text; runs that agree in it are compared
 
     Facts:
     combines         True if it consists of several sources: it defines `parts`
@@ -55,6 +57,8 @@ class SourceMethods(Protocol):
     def feedback(self) -> Iterator[Feedback]: ...
 
     def parts(self) -> dict[str, Source]: ...
+
+    def held_out_fingerprint(self) -> str: ...
 
 
 class Tokenizer(Protocol):

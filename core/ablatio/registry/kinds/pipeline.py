@@ -23,7 +23,7 @@ class Filter(Protocol):
 
     Optional methods:
     fit(texts)       learns from the training texts that the filters before this one kept; `texts` can be read again
-    avoid(texts)     takes the held-out texts, which the training text must not contain
+    avoid(texts)     takes the held-out texts (in a mixture, of all sources), which the training text must not contain
     measure(text)    the expensive part: a plain value that depends on the text and on what `fit` learned only
     plan(measures)   takes the measures of all documents, in order, before the first is judged
     fingerprint()    a hash of files that it reads, for the cache of filtered documents

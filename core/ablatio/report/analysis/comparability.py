@@ -60,8 +60,8 @@ def comparison_classes(arms: Sequence[Arm]) -> dict[str, tuple[Text, Conditions]
     texts: dict[str, dict[str, set[str]]] = {}
     for arm in arms:
         for run in arm.runs:
-            if run.data:
-                texts.setdefault(run.group, {}).setdefault(arm.name, set()).add(run.data)
+            if run.scored_text:
+                texts.setdefault(run.group, {}).setdefault(arm.name, set()).add(run.scored_text)
     several = {
         group
         for group, found in texts.items()
@@ -69,7 +69,7 @@ def comparison_classes(arms: Sequence[Arm]) -> dict[str, tuple[Text, Conditions]
     }
     return {
         arm.name: (
-            frozenset((r.group, r.data) for r in arm.runs if r.data and r.group in several),
+            frozenset((r.group, r.scored_text) for r in arm.runs if r.scored_text and r.group in several),
             tuple(arm.conditions.items()),
         )
         for arm in arms

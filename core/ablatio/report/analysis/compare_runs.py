@@ -85,8 +85,8 @@ def _different(a: Mapping[str, str], b: Mapping[str, str]) -> list[Line]:
 
 def _obstacles(a: Run, b: Run) -> list[str]:
     found = [f"{r.folder} is {r.state}: it has no score at the end of its schedule" for r in (a, b) if not r.done]
-    if a.data != b.data:
-        found.append(f"other text: {a.data[:12] or 'unknown'} and {b.data[:12] or 'unknown'}")
+    if a.scored_text != b.scored_text:
+        found.append(f"other text: {a.scored_text[:12] or 'unknown'} and {b.scored_text[:12] or 'unknown'}")
     if a.tokenizer != b.tokenizer:
         found.append(f"other tokenizer: {a.tokenizer} and {b.tokenizer}; bits per byte can be compared, nats cannot")
     if a.done and b.done and a.size.get("tokens") != b.size.get("tokens"):

@@ -1,28 +1,38 @@
-"""What the data pipeline of each arm did: documents that filters dropped, rows that a mixture drew."""
+"""What the data pipeline of each arm did: its tokenizer, documents that filters dropped, rows that a mixture drew."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ablatio.data.tokenizer_measures import SECONDS, tokenizer_measures
 from ablatio.report.analysis.findings import Findings
-from ablatio.report.read.run import inner, object_in
+from ablatio.report.read.run import Run, inner, object_in
 
+TOKENIZERS = ("arm", "tokenizer", "ids", "bytes per token", "tokens per word", "MB/s", "MB of text read")
 FILTERS = ("arm", "source", "filter", "documents", "kept", "changed", "characters removed", "why")
 EXAMPLES = ("arm", "filter", "document", "why", "text")
 SOURCES = ("arm", "source", "share", "asked", "standard error", "tokens", "epochs", "bits per byte")
+COUNTS = ("documents", "tokens", "bytes", "words")
+SPLITS = ("train", "validation")
 _MOST = 200  # rows of a table
 _REASONS = 6  # of a filter
 
 
 def data_tables(findings: Findings) -> dict[str, list[Sequence[str]]]:
-    """Rows of cells for the tables `filters`, `examples` and `sources`, from the first finished run of each arm."""
-    found: dict[str, list[Sequence[str]]] = {"filters": [], "examples": [], "sources": []}
+    """Rows of cells for each table, from the first finished run of each arm.
+
+    tokenizers                  if arms have different ones
+    filters, examples, sources  what filters dropped, with examples; what a mixture drew
+    """
+    found: dict[str, list[Sequence[str]]] = {"tokenizers": [], "filters": [], "examples": [], "sources": []}
+    different = len({run.tokenizer for run in findings.table.counted}) > 1
     for row in findings.rows:
         run = next((run for run in row.arm.runs if run.done), None)
         if run is None:
             continue
         arm = row.arm.name
+        found["tokenizers"] += [_tokenizer_cells(arm, run)] if different else []
         record, _ = object_in(run.folder / "data.json")
         summary, _ = object_in(run.folder / "summary.json")
         for source, stages in inner(record, "filters").items():
@@ -32,6 +42,25 @@ def data_tables(findings: Findings) -> dict[str, list[Sequence[str]]]:
         sources = inner(summary, "sources")
         found["sources"] += [_source_cells(arm, name, inner(sources, name), summary) for name in sources]
     return {name: rows[:_MOST] for name, rows in found.items()}
+
+
+def _tokenizer_cells(arm: str, run: Run) -> Sequence[str]:
+    name, _, ids = run.tokenizer.rpartition(" ")
+    data = inner(run.manifest, "data")
+    parts = [inner(inner(data, "sources"), source) for source in inner(data, "sources")] or [data]
+    splits = [held for part in parts for split in SPLITS if (held := _split_counts(inner(part, split)))]
+    seconds = [part.get(SECONDS) for part in parts]
+    known = sum(s for s in seconds if isinstance(s, int | float)) if None not in seconds else None
+    fit = tokenizer_measures(splits, known)
+    train, tokens = _split_counts(inner(parts[0], SPLITS[0])), run.size.get("tokens", 0)
+    read = tokens * train["bytes"] / train["tokens"] / 1e6 if train.get("tokens") and len(parts) == 1 else None
+    return (arm, name, ids, *(_real(x, ".3g") for x in (*fit.values(), read)))
+
+
+def _split_counts(held: Mapping[str, Any]) -> dict[str, int]:
+    """Counts of a split; empty if the manifest does not have them."""
+    found = {key: n for key in COUNTS if isinstance(n := held.get(key), int)}
+    return found if {"documents", "tokens", "bytes"} <= found.keys() else {}
 
 
 def _filter_cells(arm: str, source: str, stage: Mapping[str, Any]) -> Sequence[str]:

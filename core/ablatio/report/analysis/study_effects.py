@@ -126,7 +126,7 @@ def _tolerance(tested: Screen) -> float:
 
 def _comparable(runs: Sequence[Run], metric: str, varied: Sequence[str]) -> tuple[str | None, list[str]]:
     """(score on which all runs are comparable or None, notes on it)."""
-    if len({r.data for r in runs}) > 1:
+    if len({r.scored_text for r in runs}) > 1:
         return None, ["effects of settings are not estimated: the runs were scored on different texts"]
     notes = []
     if len({r.tokenizer for r in runs}) > 1 and metric == LOSS:

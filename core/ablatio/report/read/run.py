@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ablatio.errors import EnvironmentFault
+from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.report.read.curves import Curves, read_curves
 from ablatio.report.read.identity import LARGEST, MANIFEST, SUMMARY, contradictions, is_score
 from ablatio.report.rerun_command import of_run
 from ablatio.storage.json_files import read_object, short_error
 from ablatio.sweep.study import Job, label_of
+from ablatio.training.evaluation.values_file import read_values
 
 DONE = "done"
 STATES = (DONE, "running", "planned", "paused", "preempted", "diverged", "failed", "damaged")
@@ -84,6 +85,11 @@ class Run:
         return str(inner(self.manifest, "data").get("fingerprint", ""))
 
     @property
+    def scored_text(self) -> str:
+        """Hash of the text that scores are on: of the held-out text where the source tells it, else as `data`."""
+        return str(inner(self.manifest, "data").get("held_out", "")) or self.data
+
+    @property
     def tokenizer(self) -> str:
         """Name of the tokenizer and size of its vocabulary."""
         ids = inner(self.manifest, "size").get("vocab_size", "")
@@ -114,7 +120,7 @@ def what_must_agree(run: Run) -> tuple[str, str, float]:
     planned = inner(run.config, "train").get("steps")
     if isinstance(planned, int) and 0 < steps < planned and run.done:  # ended by a stabilizer: the budget is the plan
         tokens = round(tokens * planned / steps)
-    return run.data, run.tokenizer, tokens
+    return run.scored_text, run.tokenizer, tokens
 
 
 def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned: bool = False) -> Run:
@@ -128,6 +134,7 @@ def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned:
     config, bad_config = object_in(folder / "config.json")
     command = of_run(job.overrides, config or job.config, manifest)
     state, why = _state(folder, summary, bad_summary)
+    later, bad_values = _later_values(folder, summary)
     curves, bad_rows = read_curves(folder / "metrics.csv")
     if state == DONE:
         known = config or job.config
@@ -136,11 +143,14 @@ def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned:
         state = "damaged" if why else DONE
         if bad_rows and not why:
             why = f"{bad_rows} rows of metrics.csv cannot be read"
+        why = why or bad_values
     place = Run(folder, group, job.id, job.arm, job.seed, job.role, state, why, command=command, stage=job.stage,
                 takes=job.takes)  # fmt: skip
     if state == "damaged":
         return replace(place, config=job.config)
-    return _with_results(place, summary, manifest, config or job.config, curves)
+    made = _with_results(place, summary, manifest, config or job.config, curves)
+    scores = {column: float(one["value"]) for column, one in later.items()}
+    return replace(made, measured={**made.measured, **later}, scores={**made.scores, **scores})
 
 
 def _with_results(
@@ -175,6 +185,15 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         and (one.get("error") is None or _number(one["error"]))
         and _number(one.get("items"))
     }
+
+
+def _later_values(folder: Path, summary: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """Evaluations that were made of the finished run, of its last step; and what is wrong with their file."""
+    try:
+        values = read_values(folder)
+    except AblatioError as error:
+        return {}, f"its later evaluations are left out: {str(error).splitlines()[0]}"
+    return {c: one for c, one in values.items() if one["step"] == summary.get("steps") and is_score(one["value"])}, ""
 
 
 def _before(summary: Mapping[str, Any]) -> float | None:

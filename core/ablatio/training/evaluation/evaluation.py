@@ -1,5 +1,6 @@
 """The evaluations and metrics that a config chooses, and their results for one model."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,6 +83,15 @@ class Evaluation:
     def columns(self) -> list[str]:
         """Columns of metrics.csv."""
         return [column for measure in self.measures for column in measure.columns]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all items: of a file of questions that was edited it is another one."""
+        total = hashlib.sha256()
+        for measure in self.measures:
+            for item in measure.items:
+                total.update(f"{measure.on} {measure.entry.name} {item!r}\n".encode("utf-8", "surrogatepass"))
+        return total.hexdigest()
 
     def better(self, column: str) -> str:
         """Whether lower or higher is better; UserError for an unknown column."""

@@ -311,6 +311,7 @@ function textTable(id, rows, left) {
   return section(id, t(id), [t(`${id}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))));
 }
 
+const tokenizersSection = () => textTable("tokenizers", data.data.tokenizers, 2);
 const filtersSection = () => textTable("filters", data.data.filters, 3);
 const droppedSection = () => textTable("dropped", data.data.examples, 5);
 const sourcesSection = () => textTable("sources", data.data.sources, 2);
@@ -352,7 +353,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, sourcesSection, filtersSection, droppedSection, samplesSection, noiseSection, () => cellsSection("evaluations", 2), () => cellsSection("answers", 9, 3), () => cellsSection("signal", 1), lost, bill, provenance];
+const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, tokenizersSection, sourcesSection, filtersSection, droppedSection, samplesSection, noiseSection, () => cellsSection("evaluations", 2), () => cellsSection("answers", 9, 3), () => cellsSection("signal", 1), lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;
