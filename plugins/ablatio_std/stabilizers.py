@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Range, Schedulable, rule, stabilizers
-from ablatio.model.exchanged_weights import exchanged_weights
+from ablatio.model.exchanged_weights import exchanged_weights, move_towards
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.model.parameter_roles import describe
 
@@ -114,7 +114,7 @@ class Ema:
         if not self.held:
             self.held = {name: w.clone() for name, w in weights.items()}
         decay = min(self.decay, (1 + step.index) / (10 + step.index))
-        torch._foreach_lerp_(list(self.held.values()), [weights[name] for name in self.held], 1 - decay)
+        move_towards(self.held, weights, 1 - decay)
         return {}
 
     @contextmanager

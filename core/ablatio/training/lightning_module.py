@@ -114,7 +114,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
-        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().rank}")
+        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().replica}")
         seed_all(seed, self.device)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
         if not self._step_losses:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ablatio.model.attention.kernels import AttentionView
-from ablatio.model.attention.softmax_attention import SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, SoftmaxAttention
 from ablatio.model.context import Context
 
 Pattern = tuple[Callable[..., Tensor], *tuple[int, ...]]
@@ -51,6 +51,7 @@ class Patterned(SoftmaxAttention):
     """
 
     takes_values = True
+    column_parallel, row_parallel, replicated = BY_HEADS
     pattern: Pattern | None
 
     def __init__(self, n_kv_heads: int | None, pattern: Pattern, full_every: int = 0, **wiring: Any) -> None:

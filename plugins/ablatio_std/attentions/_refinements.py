@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import Range
 from ablatio.model.attention.kernels import AttentionView, merge_heads, repeated, split_heads
-from ablatio.model.attention.softmax_attention import SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, cached_state, previous
 
@@ -43,6 +43,8 @@ class Refined(SoftmaxAttention):
     """
 
     takes_values = True
+    column_parallel = (*BY_HEADS[0], "removed", "gain", "sharpness")
+    row_parallel, replicated = BY_HEADS[1:]
 
     def __init__(
         self,

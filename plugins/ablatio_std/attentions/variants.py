@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import AttentionView, Reach, attend, attend_by_steps, merge_heads
-from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.number_format import precise
 from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
@@ -24,6 +24,7 @@ class Gated(Refined):
     """
 
     prefix = True
+    column_parallel = (*Refined.column_parallel, "g_proj")
 
     def __init__(
         self,
@@ -139,6 +140,8 @@ class ValueResidual(SoftmaxAttention):
     """
 
     takes_values = True
+    column_parallel, row_parallel = BY_HEADS[:2]
+    replicated = (*BY_HEADS[2], "shares")
 
     def __init__(
         self,
@@ -184,6 +187,8 @@ class Forgetting(SoftmaxAttention):
     bidirectional = False
     takes_values = True
     float32_products = True  # its decay is a bias on the logits
+    column_parallel = (*BY_HEADS[0], "f_proj")
+    row_parallel, replicated = BY_HEADS[1:]
 
     def __init__(
         self, *, n_kv_heads: KVHeads = None, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]

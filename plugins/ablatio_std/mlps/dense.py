@@ -34,6 +34,8 @@ class MlpWiring(TypedDict):
 class Dense(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x), up(x))) for a gated activation.  (B, T, D) -> same."""
 
+    column_parallel, row_parallel = ("gate_proj", "up_proj"), ("down_proj",)
+
     def __init__(
         self,
         d_model: int,

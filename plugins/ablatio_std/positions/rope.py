@@ -26,6 +26,7 @@ class Rope(nn.Module):
     """
 
     rotates_cached_keys = False
+    splits_heads = True
 
     def __init__(
         self,

@@ -62,12 +62,14 @@ class Peft(Protocol):
     metrics          names of the numbers that its step methods log
     batch_dependent  see Mlp
     reads_gradients  True if `before_step` or `after_step` reads the gradients of weights
+    tensor_parallel  True if its adapters say how they are divided (ablatio.model.peft.adapters.Adapter)
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
     batch_dependent: ClassVar[bool]
     reads_gradients: ClassVar[bool]
+    tensor_parallel: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -196,7 +198,14 @@ pefts: Registry[Peft] = Registry(
     "Which weights are trained: all, or a few added to a frozen base.",
     contract=(Peft, PeftMethods),
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False, "reads_gradients": False},
+    facts={
+        "exact": True,
+        "virtual": False,
+        "metrics": (),
+        "batch_dependent": False,
+        "reads_gradients": False,
+        "tensor_parallel": False,
+    },
     default="none",
     scope="tuning",
 )
