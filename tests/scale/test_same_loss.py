@@ -37,6 +37,21 @@ OPTIMIZERS = (
     "adafactor", "adagrad", "adam", "adam_mini", "ademamix", "cautious_adamw", "dion", "galore", "kl_soap", "lamb",
     "lion", "mars", "muon", "nadam", "normuon", "radam", "schedule_free", "scion", "sgd", "shampoo", "soap",
 )  # fmt: skip
+DIVIDED: dict[str, Sequence[str]] = {  # heads and features over devices; tests/parts hold the parts by themselves
+    "pretrain": ("train.accumulate=3", "stabilizer=[clip,ema]"),
+    "masked_lm": ("architecture=encoder", "objective=masked_lm", "attention=gqa", "model.n_heads=4"),
+    "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=3"),
+}
+DIVIDED_FURTHER = {
+    **{name: FURTHER[name] for name in ("tied_off", "span_corruption", "multi_token", "sft", "dpo", "recomputed")},
+    "kto": USUAL["kto"],
+    "mqa": ("attention=mqa", "model.bias=true", "match=none", "position=t5"),
+    "value_residual": ("attention=value_residual", "position=transformer_xl", "optimizer=lion"),
+    "gated": ("attention=gated", "attention.qk_norm=rmsnorm", "position=alibi", "block=macaron"),
+    "lora": ("peft=lora", "peft.targets=[q_proj,v_proj,o_proj,down_proj,gate_proj]"),
+    "unit_weights": ("stabilizer=[unit_weights]", "activation=scaled_swiglu"),
+    "held": ("roles.frozen=stages([matrix,layers.0]@0,[]@0.6)", "stabilizer=[outer,clip]"),
+}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -82,6 +97,21 @@ def test_tasks(tmp_path: Path, strategy: str) -> None:
     train(tmp_path / "one", USUAL)
     train(tmp_path / "two", USUAL, f"strategy={strategy}", "trainer.devices=2", ranks=2)
     compare(tmp_path / "one", tmp_path / "two", USUAL)
+
+
+@pytest.mark.slow
+def test_divided_layers(tmp_path: Path) -> None:
+    """Every device has all rows, and some heads and features."""
+    train(tmp_path / "one", DIVIDED)
+    train(tmp_path / "two", DIVIDED, "strategy=tensor", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", DIVIDED)
+
+
+@pytest.mark.long
+def test_further_divided_layers(tmp_path: Path) -> None:
+    train(tmp_path / "one", DIVIDED_FURTHER)
+    train(tmp_path / "two", DIVIDED_FURTHER, "strategy=tensor", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", DIVIDED_FURTHER)
 
 
 @pytest.mark.long

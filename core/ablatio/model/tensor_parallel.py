@@ -94,12 +94,18 @@ class Layout:
             made._rows(module)
         for owner, name, module in _named(part, "replicated"):
             made.copied += [(owner, name)] if module is None else _tensors(module)
-        if isinstance(activation := getattr(part, "activation", None), nn.Module):
+        if _is_position(part):
+            made._copy_all(part)
+        elif isinstance(activation := getattr(part, "activation", None), nn.Module):
             for found in _named(activation, "column_parallel"):
                 made._columns(*found)
-            divided = {(id(module), name) for module, name, _ in made.divided}
-            made.copied += [t for t in _tensors(activation) if (id(t[0]), t[1]) not in divided]
+            made._copy_all(activation)
         return made
+
+    def _copy_all(self, part: nn.Module) -> None:
+        """All tensors of a part that is used on heads or features alone, but the divided ones."""
+        divided = {(id(module), name) for module, name, _ in self.divided}
+        self.copied += [t for t in _tensors(part) if (id(t[0]), t[1]) not in divided]
 
     def _columns(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
         """A linear map, of which a device has rows, or a tensor with an entry for each head or feature."""
@@ -133,6 +139,10 @@ def _named(part: nn.Module, fact: str) -> Iterator[tuple[nn.Module, str, nn.Modu
             yield part, name, None
 
 
+def _is_position(part: nn.Module) -> bool:
+    return getattr(part, "built_as", "") == "position"
+
+
 def _has(module: nn.Module, name: str) -> bool:
     return module._parameters.get(name) is not None or module._buffers.get(name) is not None
 
@@ -151,7 +161,7 @@ class Divided:
 
     def attach(self) -> None:
         """Let the part compute with its share from now on: its methods keep their names."""
-        if getattr(self.part, "built_as", "") == "position":
+        if _is_position(self.part):
             for method in POSITION_METHODS:
                 if (own := getattr(self.part, method, None)) is not None:
                     call = self._bias if method == "bias" else self._call

@@ -23,6 +23,8 @@ class MultiHeadLatent(nn.Module):
 
     cross = True
 
+    column_parallel, row_parallel, enters = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("k_rope_proj",)
+
     def __init__(
         self,
         *,
