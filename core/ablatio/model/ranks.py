@@ -17,13 +17,14 @@ class Ranks:
     local  its number on its machine, which is the number of its GPU
     replicas  number of groups of ranks that share the rows of a batch; the ranks of a group have the same rows
     replica   number of this rank's group
+    by_row    False if every group has all rows, and a part of their tokens
 
     Every method except `rows` is collective: all ranks call it, in the same order.  Sums, means and gathered rows are
     those of all rows, each counted once.
     """
 
     world, rank, local = 1, 0, 0
-    replicas = 1
+    replicas, by_row = 1, True
 
     @property
     def replica(self) -> int:
@@ -37,6 +38,8 @@ class Ranks:
 
     def rows(self, count: int) -> slice:
         """Return this rank's share of `count` rows; the shares of groups are disjoint, and in their order."""
+        if not self.by_row:
+            return slice(0, count)
         return slice(count * self.replica // self.replicas, count * (self.replica + 1) // self.replicas)
 
     def total(self, value: Tensor) -> Tensor:

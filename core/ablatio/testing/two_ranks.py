@@ -74,8 +74,7 @@ def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict
     try:
         importlib.import_module(module)
         splits = REGISTRIES["strategy"][name].facts["splits"]
-        replicas = WORLD if splits == "rows" else 1
-        with joined(place, torch.device("cpu"), 60.0, replicas) as ranks, using(ranks):
+        with joined(place, torch.device("cpu"), 60.0, splits) as ranks, using(ranks):
             built: Any = REGISTRIES["strategy"].build(name, knobs, ranks=ranks)
             found = _steps(built, ranks)
             if ranks.first:

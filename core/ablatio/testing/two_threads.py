@@ -1,4 +1,4 @@
-"""A model divided over two threads of this process, as strategies divide the heads and features of layers."""
+"""A model divided over two threads of this process, as strategies divide heads and features, or tokens."""
 
 import copy
 import threading
@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from ablatio.model.example import Example
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.tensor_parallel import Devices, Divided, Layout, parts_of
+from ablatio.model.token_parallel import DividedTokens, TokenDevices
 
 COUNT = 2
 
@@ -23,13 +26,22 @@ class Threads:
         """What thread `index` is told of the others; it has a whole copy of each tensor and uses its own part."""
         return Devices(COUNT, index, lambda x: self.total(index, x), lambda t, axis: t.chunk(COUNT, dim=axis)[index])
 
+    def token_devices(self, index: int) -> TokenDevices:
+        """What thread `index` is told of the others, if they divide tokens."""
+        return TokenDevices(COUNT, index, lambda x: self.gather(index, x), lambda x: self.total(index, x))
+
     def total(self, index: int, x: Tensor) -> Tensor:
         """The sum of the tensors of both threads."""
+        first, second = self.gather(index, x)
+        return first + second
+
+    def gather(self, index: int, x: Tensor) -> list[Tensor]:
+        """The tensors of both threads."""
         self.given[index] = x.detach()
         self.barrier.wait()
-        summed = self.given[0] + self.given[1]
-        self.barrier.wait()  # both have read it
-        return summed
+        found = [*self.given]
+        self.barrier.wait()  # both have read them
+        return found
 
 
 def gradients(net: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[dict[str, Tensor]]:
@@ -37,14 +49,36 @@ def gradients(net: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[dict[
 
     The gradients of a tensor of which a thread has a part are zero elsewhere.
     """
-    threads, copies = Threads(), [copy.deepcopy(net) for _ in range(COUNT)]
+    threads = Threads()
+
+    def part(index: int, own: nn.Module) -> Tensor:
+        for divided in parts_of(own):
+            Divided(divided, threads.devices(index)).attach()
+        return loss(own)
+
+    return _computed(threads, net, part)
+
+
+def token_gradients(net: LanguageModel, example: Example) -> list[dict[str, Tensor]]:
+    """The summed loss, as "loss", and the gradients by name, of each of two threads for half of the tokens of a row."""
+    threads = Threads()
+
+    def part(index: int, own: nn.Module) -> Tensor:
+        assert isinstance(own, LanguageModel)
+        total: Tensor = DividedTokens(own.model, threads.token_devices(index)).run(example, own.loss).total
+        return total
+
+    return _computed(threads, net, part)
+
+
+def _computed(threads: Threads, net: nn.Module, loss: Callable[[int, nn.Module], Tensor]) -> list[dict[str, Tensor]]:
+    """Loss and gradients of each thread; loss(thread, its copy of the model)."""
+    copies = [copy.deepcopy(net) for _ in range(COUNT)]
 
     def compute(index: int) -> dict[str, Tensor]:
         own = copies[index]
         try:
-            for part in parts_of(own):
-                Divided(part, threads.devices(index)).attach()
-            value = loss(own)
+            value = loss(index, own)
             value.backward()  # type: ignore[no-untyped-call]
         except BaseException:
             threads.barrier.abort()

@@ -42,12 +42,12 @@ class Group:
 class ProcessRanks(Ranks):
     """Ranks of a run in several processes; `device` is where tensors of this rank are.
 
-    replicas  groups of ranks with different rows: each rank is one, or all are one
+    splits  what a rank has less of than the whole, a fact of the strategy
     """
 
-    def __init__(self, place: Place, group: Group, device: torch.device, replicas: int | None = None) -> None:
+    def __init__(self, place: Place, group: Group, device: torch.device, splits: str = "rows") -> None:
         self.world, self.rank, self.local = place.world, place.rank, place.local
-        self.replicas = place.world if replicas is None else replicas
+        self.replicas, self.by_row = 1 if splits == "heads" else place.world, splits != "tokens"
         self.group, self.device = group, device
 
     def total(self, value: Tensor) -> Tensor:
@@ -140,11 +140,11 @@ class _GatherRows(torch.autograd.Function):
 
 
 @contextmanager
-def joined(place: Place, device: torch.device, timeout: float, replicas: int | None = None) -> Iterator[ProcessRanks]:
+def joined(place: Place, device: torch.device, timeout: float, splits: str = "rows") -> Iterator[ProcessRanks]:
     """Join the ranks of the run and leave them at the end.
 
-    timeout   seconds after which a rank that does not come, or does not answer, counts as lost
-    replicas  see ProcessRanks; None: as many as ranks
+    timeout  seconds after which a rank that does not come, or does not answer, counts as lost
+    splits   what a rank has less of than the whole, a fact of the strategy
 
     Raises EnvironmentFault if the port is taken or ranks do not come in time: it names them.
     """
@@ -155,7 +155,7 @@ def joined(place: Place, device: torch.device, timeout: float, replicas: int | N
     )
     try:
         with _peers_named(place, group):
-            yield ProcessRanks(place, group, device, replicas)
+            yield ProcessRanks(place, group, device, splits)
     finally:
         dist.destroy_process_group()
 

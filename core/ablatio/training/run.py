@@ -90,8 +90,7 @@ def among_ranks(config: Mapping[str, Any]) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(place.local)
     splits = kinds.strategies[config["strategy"]["name"]].facts["splits"]
-    replicas = place.world if splits == "rows" else 1
-    with joined(place, device, trainer["timeout"], replicas) as own, using(own):
+    with joined(place, device, trainer["timeout"], splits) as own, using(own):
         yield own
 
 

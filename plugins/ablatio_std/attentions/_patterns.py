@@ -50,7 +50,7 @@ class Patterned(SoftmaxAttention):
     pattern  the function and its settings; None if every key is seen
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
     column_parallel, row_parallel, replicated = BY_HEADS
     pattern: Pattern | None
 

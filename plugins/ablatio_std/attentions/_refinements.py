@@ -42,7 +42,7 @@ class Refined(SoftmaxAttention):
     query_gain, ssmax  factors on the queries after their norm; s starts at 1 / mean(log n) over n = 1 ... max_len
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
     column_parallel = (*BY_HEADS[0], "removed", "gain", "sharpness")
     row_parallel, replicated = BY_HEADS[1:]
 

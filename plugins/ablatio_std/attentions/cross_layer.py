@@ -21,6 +21,7 @@ class CrossLayer(SoftmaxAttention):
     cross = False
     rotates_cached_keys = False
     same_in_groups = "share"
+    splits_tokens = True
     column_parallel, row_parallel, replicated = BY_HEADS
 
     def __init__(

@@ -70,7 +70,7 @@ class TalkingHeads(SoftmaxAttention):
     Both are initialized to the identity.  Bias and mask are applied between the first mixing and the softmax.
     """
 
-    prefix, takes_values = True, True
+    prefix, takes_values, splits_tokens = True, True, True
 
     roles = {"logits": "vector", "weights": "vector"}  # noqa: RUF012  (an init must not replace the identity)
 
@@ -105,7 +105,7 @@ class Differential(SoftmaxAttention):
     multiplied by 1 - l_start.  l = exp(lq1 . lk1) - exp(lq2 . lk2) + l_start, l_start = 0.8 - 0.6 exp(-0.3 layer).
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
 
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
@@ -139,7 +139,7 @@ class ValueResidual(SoftmaxAttention):
     a and b are initialized to `start`; kind=identity keeps them fixed.
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
     column_parallel, row_parallel = BY_HEADS[:2]
     replicated = (*BY_HEADS[2], "shares")
 

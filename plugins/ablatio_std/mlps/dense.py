@@ -35,6 +35,7 @@ class Dense(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x), up(x))) for a gated activation.  (B, T, D) -> same."""
 
     column_parallel, row_parallel = ("gate_proj", "up_proj"), ("down_proj",)
+    splits_tokens = True
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class LoRA(LayerPeft):
     targets=[experts] adapts the matrices of the experts of a mixture, each expert with an A and a B of its own.
     """
 
-    tensor_parallel = True
+    tensor_parallel, splits_tokens = True, True
 
     def __init__(
         self,

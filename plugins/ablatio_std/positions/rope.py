@@ -118,6 +118,14 @@ rule(
     fix="position.scaling=ntk",
     where="position.scaling",
 )
+rule(
+    when=f"position.name == 'rope' and position.scaling in {list(LENGTH_DEPENDENT)} "
+    "and facts.strategy.splits == 'tokens' and trainer.devices * trainer.nodes > 1",
+    why="position.scaling={position.scaling} rotates all keys by the length of the text, and strategy={strategy.name} "
+    "divides its tokens over {trainer.devices * trainer.nodes} devices",
+    fix="strategy=fsdp",
+    where="position.scaling",
+)
 for _name in ("short_factors", "long_factors"):
     rule(
         when=f"position.name == 'rope' and position.scaling == 'longrope' and "

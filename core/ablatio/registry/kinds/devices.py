@@ -41,8 +41,9 @@ class Strategy(Protocol):
 
     Facts:
     several   True if it trains on more than one device
-    splits    what a device has less of than the whole: rows (of a batch) | heads (and features of each layer).  Devices
-              that do not split rows have all rows of a batch, and draw the same random numbers
+    splits    what a device has less of than the whole: rows (of a batch) | heads (and features of each layer) | tokens
+              (of each row).  Devices that split heads or tokens have all rows; those that split heads draw the same
+              random numbers
     shards    True if a device holds a part of the weights
     engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
     updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one

@@ -131,6 +131,7 @@ class Mlp(Protocol):
     waits            why a training step makes the host wait for a GPU (it reads values, or shapes depend on them);
                      "": it does not
     column_parallel, row_parallel, replicated, enters  see Attention, with features in place of heads
+    splits_tokens    True if each token is treated by itself, in training too
 
     Attributes:
     idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
@@ -226,6 +227,9 @@ class Attention(Protocol):
     row_parallel         linear maps whose columns read the heads and whose outputs are summed; (): it cannot be divided
     replicated           modules and tensors that are used on each head in the same way, as a norm of queries
     enters               modules whose output all heads use, computed on every device
+
+    Fact for devices that divide the tokens of a row (ablatio.model.token_parallel):
+    splits_tokens        True if a token needs nothing of the others but the keys and values that `ctx.place` returns
     """
 
     caches: ClassVar[bool]
@@ -317,7 +321,7 @@ mlps: Registry[nn.Module] = Registry(
     contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": "", **DIVIDED},
+    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": "", "splits_tokens": False, **DIVIDED},
     scope="model",
     per_layer="inside",
     usual="dense",
@@ -374,6 +378,7 @@ attentions: Registry[nn.Module] = Registry(
         "same_in_groups": "",
         "float32_products": False,
         "waits": "",
+        "splits_tokens": False,
         **DIVIDED,
     },
     scope="model",

@@ -62,6 +62,7 @@ class Peft(Protocol):
     metrics          names of the numbers that its step methods log
     batch_dependent  see Mlp
     reads_gradients  True if `before_step` or `after_step` reads the gradients of weights
+    splits_tokens    True if it treats each token by itself
     tensor_parallel  True if its adapters say how they are divided (ablatio.model.peft.adapters.Adapter)
     """
 
@@ -205,6 +206,7 @@ pefts: Registry[Peft] = Registry(
         "batch_dependent": False,
         "reads_gradients": False,
         "tensor_parallel": False,
+        "splits_tokens": False,
     },
     default="none",
     scope="tuning",
