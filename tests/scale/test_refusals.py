@@ -28,8 +28,16 @@ REFUSED = {
                               "strategy=fsdp"),
     "dropout of weights": (("strategy=tensor", "trainer.devices=2", "model.dropout=0.1"), "model.dropout=0"),
     "an undeclared adapter": (("strategy=tensor", "trainer.devices=2", "peft=dora"), "strategy=fsdp"),
-    "an undeclared attention in one layer": (("strategy=tensor", "trainer.devices=2", "layers.at.attention={1: mla}"),
+    "an undeclared attention in one layer": (("strategy=tensor", "trainer.devices=2", "layers.at.attention={1: nsa}"),
                                              "layers.at.attention=null"),
+    "tokens of a text that is read in both directions": (
+        ("strategy=context", "trainer.devices=2", "architecture=encoder", "objective=masked_lm"), "strategy=fsdp"),
+    "a state along the text": (("strategy=context", "trainer.devices=2", "attention=gated_deltanet", "position=none"),
+                               "strategy=fsdp"),
+    "angles by the length of the text": (("strategy=context", "trainer.devices=2", "position.scaling=dynamic"),
+                                         "strategy=fsdp"),
+    "answers that are compared": (("strategy=context", "trainer.devices=2", "task=preference", "alignment=dpo",
+                                   "source=sentiment"), "strategy=fsdp"),
     "a policy": (("strategy=ddp", "trainer.devices=2", "task=policy", "alignment=grpo", "reward=length"),
                  "trainer.devices=1"),
 }  # fmt: skip

@@ -52,6 +52,17 @@ DIVIDED_FURTHER = {
     "unit_weights": ("stabilizer=[unit_weights]", "activation=scaled_swiglu"),
     "held": ("roles.frozen=stages([matrix,layers.0]@0,[]@0.6)", "stabilizer=[outer,clip]"),
 }
+TOKENS: dict[str, Sequence[str]] = {
+    "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]", "train.batch_size=3", "data.length=31"),
+    "sft": FURTHER["sft"],  # rows with padding, and targets on one device alone
+}
+TOKENS_FURTHER = {
+    **{name: FURTHER[name] for name in ("tied_off", "multi_token", "value_residual", "recomputed", "lora")},
+    "packed_sft": ("task=sft", "source=gsm_symbolic", "model.max_len=128", "optimizer=muon"),
+    "gqa": ("attention=gqa", "model.n_heads=4", "position=alibi", "attention.sinks=true"),
+    "sliding": ("attention=sliding", "attention.window=8", "position=transformer_xl"),
+    "long": ("model.max_len=1100", "train.batch_size=1", "train.steps=3", "position=t5", "train.log_every=1"),
+}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -100,18 +111,22 @@ def test_tasks(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.slow
-def test_divided_layers(tmp_path: Path) -> None:
-    """Every device has all rows, and some heads and features."""
-    train(tmp_path / "one", DIVIDED)
-    train(tmp_path / "two", DIVIDED, "strategy=tensor", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", DIVIDED)
+@pytest.mark.parametrize("strategy", ["tensor", "context"])
+def test_divided(tmp_path: Path, strategy: str) -> None:
+    """Every device has all rows: some heads and features of each layer, or some tokens of each row."""
+    cases = {"tensor": DIVIDED, "context": TOKENS}[strategy]
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", cases)
 
 
 @pytest.mark.long
-def test_further_divided_layers(tmp_path: Path) -> None:
-    train(tmp_path / "one", DIVIDED_FURTHER)
-    train(tmp_path / "two", DIVIDED_FURTHER, "strategy=tensor", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", DIVIDED_FURTHER)
+@pytest.mark.parametrize("strategy", ["tensor", "context"])
+def test_further_divided(tmp_path: Path, strategy: str) -> None:
+    cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER}[strategy]
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", cases)
 
 
 @pytest.mark.long
