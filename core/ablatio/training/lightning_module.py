@@ -135,7 +135,7 @@ class TrainingModule(pl.LightningModule):
         self._step_losses.append((total.detach(), weight))
         # Gradients are summed over the accumulated batches and divided by the true count before the step: a mean of
         # means is wrong if the batches differ in their number of targets.
-        # None: the weight is known on the device only, where a sync would wait; or it is that of some tokens of the rows.
+        # None: the weight is known on the device only, where a sync would wait, or is that of a part of the rows.
         count = getattr(example, "count", None) if ranks().by_row else None
         self._targets = self._targets + (weight if count is None else count)
         loss: Tensor = total / self._targets_per_batch
