@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Range, Schedulable, rule, stabilizers
-from ablatio.model.exchanged_weights import exchanged_weights
+from ablatio.model.exchanged_weights import exchanged_weights, move_towards
 from ablatio.model.optimizer_step import OptimizerStep
 
 Weights = dict[str, Tensor]
@@ -44,7 +44,7 @@ class Swa:
         if self.count == 1:
             self.mean = {name: w.clone() for name, w in weights.items()}
         else:
-            torch._foreach_lerp_([*self.mean.values()], [weights[name] for name in self.mean], 1 / self.count)
+            move_towards(self.mean, weights, 1 / self.count)
         return {}
 
     @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Range, Schedulable, rule, stabilizers
-from ablatio.model.exchanged_weights import exchanged_weights
+from ablatio.model.exchanged_weights import exchanged_weights, move_towards
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.model.parameter_roles import describe
 
@@ -79,17 +79,18 @@ class UnitWeights:
 
     def attach(self, model: nn.Module) -> None:
         found = [(p, info) for p, info in describe(model) if info.role in ("matrix", "embedding") and p.requires_grad]
-        axes = [(p, -2 if info.residual else -1, info.d_model) for p, info in found]
-        self.normalized = [(p, axis) for p, axis, width in axes if p.shape[axis] == width]
-        self._normalize()
+        axes = [(p, info.name, -2 if info.residual else -1, info.d_model) for p, info in found]
+        self.normalized = [(name, axis) for p, name, axis, width in axes if p.shape[axis] == width]
+        self._normalize(model)
 
     def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
-        self._normalize()
+        self._normalize(step.model)
         return {}
 
     @torch.no_grad()
-    def _normalize(self) -> None:
-        for weight, axis in self.normalized:
+    def _normalize(self, model: nn.Module) -> None:
+        for name, axis in self.normalized:  # by name: a strategy puts parts of the weights in their place
+            weight = model.get_parameter(name)
             weight.div_(torch.linalg.vector_norm(weight, dim=axis, keepdim=True).clamp(min=1e-12))
 
 
@@ -114,7 +115,7 @@ class Ema:
         if not self.held:
             self.held = {name: w.clone() for name, w in weights.items()}
         decay = min(self.decay, (1 + step.index) / (10 + step.index))
-        torch._foreach_lerp_(list(self.held.values()), [weights[name] for name in self.held], 1 - decay)
+        move_towards(self.held, weights, 1 - decay)
         return {}
 
     @contextmanager

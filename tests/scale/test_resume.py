@@ -17,7 +17,9 @@ def back_to(folder: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *(pytest.param(s, marks=pytest.mark.long) for s in ("fsdp", "tensor", "context"))]
+)
 def test_two_one_two(tmp_path: Path, strategy: str) -> None:
     two = (f"strategy={strategy}", "trainer.devices=2")
     for name, words in (("one", ()), ("mixed", two)):

@@ -37,6 +37,32 @@ OPTIMIZERS = (
     "adafactor", "adagrad", "adam", "adam_mini", "ademamix", "cautious_adamw", "dion", "galore", "kl_soap", "lamb",
     "lion", "mars", "muon", "nadam", "normuon", "radam", "schedule_free", "scion", "sgd", "shampoo", "soap",
 )  # fmt: skip
+DIVIDED: dict[str, Sequence[str]] = {  # heads and features over devices; tests/parts hold the parts by themselves
+    "pretrain": ("train.accumulate=3", "stabilizer=[clip,ema]"),
+    "masked_lm": ("architecture=encoder", "objective=masked_lm", "attention=gqa", "model.n_heads=4"),
+    "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=3"),
+}
+DIVIDED_FURTHER = {
+    **{name: FURTHER[name] for name in ("tied_off", "span_corruption", "multi_token", "sft", "dpo", "recomputed")},
+    "kto": USUAL["kto"],
+    "mqa": ("attention=mqa", "model.bias=true", "match=none", "position=t5"),
+    "value_residual": ("attention=value_residual", "position=transformer_xl", "optimizer=lion"),
+    "gated": ("attention=gated", "attention.qk_norm=rmsnorm", "position=alibi", "block=macaron"),
+    "lora": ("peft=lora", "peft.targets=[q_proj,v_proj,o_proj,down_proj,gate_proj]"),
+    "unit_weights": ("stabilizer=[unit_weights]", "activation=scaled_swiglu"),
+    "held": ("roles.frozen=stages([matrix,layers.0]@0,[]@0.6)", "stabilizer=[outer,clip]"),
+}
+TOKENS: dict[str, Sequence[str]] = {
+    "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]", "train.batch_size=3", "data.length=31"),
+    "sft": FURTHER["sft"],  # rows with padding, and targets on one device alone
+}
+TOKENS_FURTHER = {
+    **{name: FURTHER[name] for name in ("tied_off", "multi_token", "value_residual", "recomputed", "lora")},
+    "packed_sft": ("task=sft", "source=gsm_symbolic", "model.max_len=128", "optimizer=muon"),
+    "gqa": ("attention=gqa", "model.n_heads=4", "position=alibi", "attention.sinks=true"),
+    "sliding": ("attention=sliding", "attention.window=8", "position=transformer_xl"),
+    "long": ("model.max_len=1100", "train.batch_size=1", "train.steps=3", "position=t5", "train.log_every=1"),
+}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -82,6 +108,25 @@ def test_tasks(tmp_path: Path, strategy: str) -> None:
     train(tmp_path / "one", USUAL)
     train(tmp_path / "two", USUAL, f"strategy={strategy}", "trainer.devices=2", ranks=2)
     compare(tmp_path / "one", tmp_path / "two", USUAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["tensor", "context"])
+def test_divided(tmp_path: Path, strategy: str) -> None:
+    """Every device has all rows: some heads and features of each layer, or some tokens of each row."""
+    cases = {"tensor": DIVIDED, "context": TOKENS}[strategy]
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", cases)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["tensor", "context"])
+def test_further_divided(tmp_path: Path, strategy: str) -> None:
+    cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER}[strategy]
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", cases)
 
 
 @pytest.mark.long

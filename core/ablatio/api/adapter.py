@@ -67,7 +67,7 @@ def joined_ranks(config: Mapping[str, Any]) -> "AbstractContextManager[Ranks]":
     """Context in which this process is one of the ranks of a run of `config`."""
     from ablatio.training.run import among_ranks
 
-    return among_ranks(config["trainer"])
+    return among_ranks(config)
 
 
 def check_callbacks(callbacks: "Sequence[Callback]") -> None:

@@ -33,7 +33,8 @@ rule(
     where="data.length",
 )
 rule(
-    when="facts.strategy.several and train.batch_size % (trainer.devices * trainer.nodes) != 0",
+    when="facts.strategy.several and facts.strategy.splits == 'rows' "
+    "and train.batch_size % (trainer.devices * trainer.nodes) != 0",
     why="trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes} devices share the rows of a batch, and "
     "train.batch_size={train.batch_size} does not divide",
     fix="train.batch_size="
@@ -106,8 +107,7 @@ rule(
 rule(
     when="facts.strategy.updates == 'entry' and trainer.devices * trainer.nodes > 1 "
     "and facts.optimizer.updates != 'entry'",
-    why="optimizer={optimizer.name} updates whole tensors, and strategy={strategy.name} has rows of weights in one "
-    "long vector",
+    why="optimizer={optimizer.name} updates whole tensors, and strategy={strategy.name} updates each entry by itself",
     fix=_usual("optimizer"),
     where="optimizer",
 )

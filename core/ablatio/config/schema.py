@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
+from ablatio.config import tensor_parallel_rules as _of_heads  # noqa: F401
+from ablatio.config import token_parallel_rules as _of_tokens  # noqa: F401
 from ablatio.config.kind_lists import is_default, needed
 from ablatio.config.problems import (
     held_problems,
@@ -21,6 +23,7 @@ from ablatio.config.sections import Model as Model
 from ablatio.config.sections import Run as Run
 from ablatio.config.sections import section_knobs as section_knobs
 from ablatio.errors import Problem
+from ablatio.model.dims import matched_width
 from ablatio.registry import per_layer, rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob
@@ -212,6 +215,9 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
     if isinstance(model, dict) and {"d_model", "n_heads", "d_head", "d_ff"} <= set(model):
         model["d_head"] = model["d_head"] or model["d_model"] // model["n_heads"]
         model["d_ff"] = model["d_ff"] or 4 * model["d_model"]
+        matched = view.get("match") == "params" and view["facts"].get("activation", {}).get("gated")
+        sizes = model["d_model"], model["d_ff"], bool(model.get("bias"))
+        model["inner_width"] = matched_width(*sizes) if matched else model["d_ff"]
     data = view.get("data", {})
     if isinstance(data, dict) and "length" in data and "max_len" in model:
         data["length"] = data["length"] or model["max_len"]

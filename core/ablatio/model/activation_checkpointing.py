@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ablatio.model.context import Context
-from ablatio.model.kv_cache import VirtualTokensCache
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.stack import Stack, run_in_order
 
@@ -43,7 +42,7 @@ class Recomputed:
 
 def _keeps_all(ctx: Context) -> bool:
     """True if nothing is trained, or a cache stores keys, which a recomputation would add to it again."""
-    caches = ctx.cache is not None and not isinstance(ctx.cache, VirtualTokensCache)
+    caches = ctx.cache is not None and ctx.cache.stores
     return caches or not torch.is_grad_enabled()
 
 

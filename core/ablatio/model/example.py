@@ -53,6 +53,11 @@ class Example:
         own = ranks.rows(len(self.inputs))
         return replace(self, **{name: t[own] for name, t in held.items() if isinstance(t, Tensor)}, joined_length=None)
 
+    def columns(self, own: slice) -> "Example":
+        """The tokens `own` of each row, without those before them; only for rows without a source."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: t[:, own] for name, t in held.items() if isinstance(t, Tensor)})
+
     def to(self, device: torch.device | str) -> "Example":
         """Copy the example to a device; what shapes depend on is read before, while it can be read at once."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,6 +1,6 @@
 """Score a model with other weights than those that training goes on from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -21,3 +21,10 @@ def exchanged_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[
         with torch.no_grad():
             for (p, _), weight in zip(pairs, trained, strict=True):
                 p.copy_(weight)
+
+
+def move_towards(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: float) -> None:
+    """a <- a + share (w - a) in place, for each average of a weight: whole, or a part on each device."""
+    for kind in {type(average) for average in averages.values()}:  # torch's list functions take tensors of one kind
+        names = [name for name, average in averages.items() if type(average) is kind]
+        torch._foreach_lerp_([averages[name] for name in names], [weights[name] for name in names], share)

@@ -18,7 +18,12 @@ class CacheMark:
 
 
 class KVCache:
-    """Keys and values of each layer, (B, H_kv, S, d_head), in buffers that grow by doubling."""
+    """Keys and values of each layer, (B, H_kv, S, d_head), in buffers that grow by doubling.
+
+    stores  True if a second pass over the same tokens would add their keys once more
+    """
+
+    stores = True
 
     def __init__(self) -> None:
         self.length = 0
@@ -160,6 +165,8 @@ class VirtualTokensCache(KVCache):
 
     The keys and values of the text are not stored, so gradients flow to the virtual tokens and to the text.
     """
+
+    stores = False
 
     def __init__(self, held: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__()

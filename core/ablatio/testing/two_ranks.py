@@ -72,8 +72,9 @@ def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict
     os.environ.update(place.to_environment())
     torch.set_num_threads(1)
     try:
-        with joined(place, torch.device("cpu"), 60.0) as ranks, using(ranks):
-            importlib.import_module(module)
+        importlib.import_module(module)
+        splits = REGISTRIES["strategy"][name].facts["splits"]
+        with joined(place, torch.device("cpu"), 60.0, splits) as ranks, using(ranks):
             built: Any = REGISTRIES["strategy"].build(name, knobs, ranks=ranks)
             found = _steps(built, ranks)
             if ranks.first:

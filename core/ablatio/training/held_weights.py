@@ -25,7 +25,9 @@ class HeldWeights:
         """`unties`: the head is tied at first and untied later."""
         self._tied, self._unties = False, unties
         self.head, self.embedding = model.lm_head.weight, model.model.embed_tokens.weight
-        self._known = [(parameter, names_of(info)) for parameter, info in describe(model)]
+        self._model = model
+        # By name: a strategy puts parts of the weights in the place of the parameters.
+        self._known = {info.name: names_of(info) for _, info in describe(model)}
         self.frozen = tuple(frozen)
 
     @classmethod
@@ -46,8 +48,8 @@ class HeldWeights:
     @property
     def trained(self) -> bool:
         """True if a weight is neither frozen here nor by other means (`freeze=`, a PEFT method)."""
-        kept = {id(parameter) for parameter in self._kept}
-        return any(parameter.requires_grad and id(parameter) not in kept for parameter, _ in self._known)
+        kept = {*self._kept}
+        return any(self._model.get_parameter(name).requires_grad and name not in kept for name in self._known)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ class HeldWeights:
     @frozen.setter
     def frozen(self, names: Iterable[str]) -> None:
         self._frozen = tuple(names)
-        self._kept = [parameter for parameter, own in self._known if own & {*self._frozen}]
+        self._kept = [name for name, own in self._known.items() if own & {*self._frozen}]
 
     @property
     def tied(self) -> bool:
@@ -77,8 +79,8 @@ class HeldWeights:
             self.head.grad = None
         elif self._untied_now(optimizer):
             optimizer.state[self.head] = deepcopy(optimizer.state[self.embedding])
-        for parameter in self._kept:
-            parameter.grad = None
+        for name in self._kept:
+            self._model.get_parameter(name).grad = None
 
     def _untied_now(self, optimizer: torch.optim.Optimizer) -> bool:
         """True if the head has no state yet, as it was tied until now, and is trained from here on."""

@@ -114,7 +114,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
-        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().rank}")
+        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().replica}")
         seed_all(seed, self.device)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
         if not self._step_losses:
@@ -135,7 +135,8 @@ class TrainingModule(pl.LightningModule):
         self._step_losses.append((total.detach(), weight))
         # Gradients are summed over the accumulated batches and divided by the true count before the step: a mean of
         # means is wrong if the batches differ in their number of targets.
-        count = getattr(example, "count", None)  # None: the weight is known on the device only, and a sync would wait
+        # None: the weight is known on the device only, where a sync would wait, or is that of a part of the rows.
+        count = getattr(example, "count", None) if ranks().by_row else None
         self._targets = self._targets + (weight if count is None else count)
         loss: Tensor = total / self._targets_per_batch
         return loss

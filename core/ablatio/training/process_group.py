@@ -40,20 +40,29 @@ class Group:
 
 
 class ProcessRanks(Ranks):
-    """Ranks of a run in several processes; `device` is where tensors of this rank are."""
+    """Ranks of a run in several processes; `device` is where tensors of this rank are.
 
-    def __init__(self, place: Place, group: Group, device: torch.device) -> None:
+    splits  what a rank has less of than the whole, a fact of the strategy
+    """
+
+    def __init__(self, place: Place, group: Group, device: torch.device, splits: str = "rows") -> None:
         self.world, self.rank, self.local = place.world, place.rank, place.local
+        self.replicas, self.by_row = 1 if splits == "heads" else place.world, splits != "tokens"
         self.group, self.device = group, device
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum a tensor of one shape over the ranks, without a gradient."""
+        """Sum a tensor of one shape over the groups, without a gradient."""
         summed = value.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
-        return summed
+        in_group = self.world // self.replicas
+        if in_group == 1:
+            return summed
+        return summed / in_group if summed.is_floating_point() else summed // in_group
 
     def gather_rows(self, rows: Tensor, fill: float = 0) -> Tensor:
-        """Concatenate the rows of all ranks, padded to one width."""
+        """Concatenate the rows of all groups, padded to one width."""
+        if self.replicas == 1:
+            return rows
         shapes = self._gathered(torch.tensor([*rows.shape], device=self.device))
         longest = [int(n) for n in torch.stack(shapes).amax(0)]
         padding = [
@@ -131,10 +140,11 @@ class _GatherRows(torch.autograd.Function):
 
 
 @contextmanager
-def joined(place: Place, device: torch.device, timeout: float) -> Iterator[ProcessRanks]:
+def joined(place: Place, device: torch.device, timeout: float, splits: str = "rows") -> Iterator[ProcessRanks]:
     """Join the ranks of the run and leave them at the end.
 
     timeout  seconds after which a rank that does not come, or does not answer, counts as lost
+    splits   what a rank has less of than the whole, a fact of the strategy
 
     Raises EnvironmentFault if the port is taken or ranks do not come in time: it names them.
     """
@@ -145,7 +155,7 @@ def joined(place: Place, device: torch.device, timeout: float) -> Iterator[Proce
     )
     try:
         with _peers_named(place, group):
-            yield ProcessRanks(place, group, device)
+            yield ProcessRanks(place, group, device, splits)
     finally:
         dist.destroy_process_group()
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from ablatio.errors import AblatioError, EnvironmentFault, UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.ranks import Ranks, ranks, using
-from ablatio.registry import parts_file
+from ablatio.registry import kinds, parts_file
 from ablatio.registry.consumers import without_effect
 from ablatio.storage.atomic_write import write_text
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
@@ -63,7 +63,7 @@ def train(
     if from_environment() is None and several_devices(spec.config["trainer"]):
         return _train_on_ranks(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
     with ExitStack() as stack:
-        if stack.enter_context(among_ranks(spec.config["trainer"])).first:
+        if stack.enter_context(among_ranks(spec.config)).first:
             stack.enter_context(owned(folder, resume=resume))
         summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
         ranks().wait()  # the summary is written when a rank returns
@@ -72,10 +72,8 @@ def train(
 
 
 @contextmanager
-def among_ranks(trainer: Mapping[str, Any]) -> Iterator[Ranks]:
-    """Context in which `ranks()` are those of the run, as the environment of this process says.
-
-    trainer  section of the config
+def among_ranks(config: Mapping[str, Any]) -> Iterator[Ranks]:
+    """Context in which `ranks()` are those of the run of this config, as the environment of this process says.
 
     torch.distributed is used for several of them only.  Raises UserError if the environment and the config differ in
     their number, EnvironmentFault if a rank does not come.
@@ -86,11 +84,13 @@ def among_ranks(trainer: Mapping[str, Any]) -> Iterator[Ranks]:
         return
     from ablatio.training.process_group import joined, refuse_mismatch
 
+    trainer = config["trainer"]
     refuse_mismatch(place, trainer)
     device = torch.device(Machine.choose(trainer).device)
     if device.type == "cuda":
         torch.cuda.set_device(place.local)
-    with joined(place, device, trainer["timeout"]) as own, using(own):
+    splits = kinds.strategies[config["strategy"]["name"]].facts["splits"]
+    with joined(place, device, trainer["timeout"], splits) as own, using(own):
         yield own
 
 

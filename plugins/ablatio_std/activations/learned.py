@@ -38,6 +38,7 @@ class ScaledSwiGLU(nn.Module):
     """
 
     gated = True
+    column_parallel = ("gate_scale", "up_scale")
 
     def __init__(self, d_ff: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ablatio.model.attention.kernels import AttentionView
-from ablatio.model.attention.softmax_attention import SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, SoftmaxAttention
 from ablatio.model.context import Context
 
 Pattern = tuple[Callable[..., Tensor], *tuple[int, ...]]
@@ -50,7 +50,8 @@ class Patterned(SoftmaxAttention):
     pattern  the function and its settings; None if every key is seen
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
+    column_parallel, row_parallel, replicated = BY_HEADS
     pattern: Pattern | None
 
     def __init__(self, n_kv_heads: int | None, pattern: Pattern, full_every: int = 0, **wiring: Any) -> None:

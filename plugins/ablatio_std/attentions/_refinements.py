@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import Range
 from ablatio.model.attention.kernels import AttentionView, merge_heads, repeated, split_heads
-from ablatio.model.attention.softmax_attention import SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, cached_state, previous
 
@@ -42,7 +42,9 @@ class Refined(SoftmaxAttention):
     query_gain, ssmax  factors on the queries after their norm; s starts at 1 / mean(log n) over n = 1 ... max_len
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
+    column_parallel = (*BY_HEADS[0], "removed", "gain", "sharpness")
+    row_parallel, replicated = BY_HEADS[1:]
 
     def __init__(
         self,

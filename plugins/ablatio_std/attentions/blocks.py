@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ablatio import Range, attentions
 from ablatio.model.attention.kernels import AttentionView, merge_heads, repeated, split_heads
-from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio_std.attentions._blocks import Blocks, best
 from ablatio_std.attentions._patterns import near, near_pairs
@@ -28,6 +28,7 @@ class MixtureOfBlocks(SoftmaxAttention):
     bidirectional = False
     takes_values = True
     waits = "how many blocks a row has depends on the lengths of its documents"
+    column_parallel, row_parallel, replicated = BY_HEADS
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 from ablatio import Range, attentions, rule
 from ablatio.errors import UserError
 from ablatio.model.attention.kernels import AttentionView, merge_heads
-from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
 
 
@@ -21,6 +21,8 @@ class CrossLayer(SoftmaxAttention):
     cross = False
     rotates_cached_keys = False
     same_in_groups = "share"
+    splits_tokens = True
+    column_parallel, row_parallel, replicated = BY_HEADS
 
     def __init__(
         self,

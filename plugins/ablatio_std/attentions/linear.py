@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads
-from ablatio.model.attention.softmax_attention import AttentionWiring, QKNorm, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, AttentionWiring, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows
 from ablatio.model.number_format import without_autocast
@@ -87,6 +87,8 @@ class Linear(KernelAttention):
     In decoding each head keeps a state of d_head x d_head numbers and their normalizer, instead of keys and values.
     """
 
+    column_parallel, row_parallel, replicated = BY_HEADS
+
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
 
@@ -104,6 +106,7 @@ class Performer(KernelAttention):
     """
 
     queries_scale = False
+    column_parallel, row_parallel, replicated = BY_HEADS
     directions: Tensor
 
     def __init__(
@@ -144,6 +147,8 @@ class RandomFeatures(KernelAttention):
     `eps`.  The paper draws new directions during training.
     """
 
+    column_parallel, row_parallel = BY_HEADS[:2]
+    replicated = (*BY_HEADS[2], "sigma")
     directions: Tensor
 
     def __init__(
@@ -172,6 +177,7 @@ class GatedRandomFeatures(RandomFeatures):
 
     cross = False
     bidirectional = False
+    column_parallel = (*BY_HEADS[0], "g_proj")
 
     def __init__(
         self,

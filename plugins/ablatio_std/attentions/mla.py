@@ -21,7 +21,8 @@ class MultiHeadLatent(nn.Module):
     logits is that of heads of width d_head + `nope`.
     """
 
-    cross = True
+    cross, splits_tokens = True, True
+    column_parallel, row_parallel, enters = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("k_rope_proj",)
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class MultiQuery(Refined):
     """
 
     prefix = True
+    column_parallel = tuple(name for name in Refined.column_parallel if name not in ("k_proj", "v_proj"))
+    enters = ("k_proj", "v_proj")
 
     def __init__(
         self,

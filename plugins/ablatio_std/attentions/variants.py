@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import AttentionView, Reach, attend, attend_by_steps, merge_heads
-from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import BY_HEADS, AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.number_format import precise
 from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
@@ -24,6 +24,7 @@ class Gated(Refined):
     """
 
     prefix = True
+    column_parallel = (*Refined.column_parallel, "g_proj")
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class TalkingHeads(SoftmaxAttention):
     Both are initialized to the identity.  Bias and mask are applied between the first mixing and the softmax.
     """
 
-    prefix, takes_values = True, True
+    prefix, takes_values, splits_tokens = True, True, True
 
     roles = {"logits": "vector", "weights": "vector"}  # noqa: RUF012  (an init must not replace the identity)
 
@@ -104,7 +105,7 @@ class Differential(SoftmaxAttention):
     multiplied by 1 - l_start.  l = exp(lq1 . lk1) - exp(lq2 . lk2) + l_start, l_start = 0.8 - 0.6 exp(-0.3 layer).
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
 
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
@@ -138,7 +139,9 @@ class ValueResidual(SoftmaxAttention):
     a and b are initialized to `start`; kind=identity keeps them fixed.
     """
 
-    takes_values = True
+    takes_values, splits_tokens = True, True
+    column_parallel, row_parallel = BY_HEADS[:2]
+    replicated = (*BY_HEADS[2], "shares")
 
     def __init__(
         self,
@@ -184,6 +187,8 @@ class Forgetting(SoftmaxAttention):
     bidirectional = False
     takes_values = True
     float32_products = True  # its decay is a bias on the logits
+    column_parallel = (*BY_HEADS[0], "f_proj")
+    row_parallel, replicated = BY_HEADS[1:]
 
     def __init__(
         self, *, n_kv_heads: KVHeads = None, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]

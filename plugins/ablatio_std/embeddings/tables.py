@@ -16,6 +16,8 @@ class Plain(nn.Module):
     Source: Bengio et al. 2003, https://www.jmlr.org/papers/v3/bengio03a.html
     """
 
+    splits_tokens = True
+
     def forward(self, x: Tensor, tokens: Tensor, ctx: Context) -> Tensor:
         return x
 
@@ -26,6 +28,8 @@ class Factorized(nn.Module):
 
     A tied head is factorized too: hidden states are projected to E before it.
     """
+
+    splits_tokens = True
 
     def __init__(
         self,

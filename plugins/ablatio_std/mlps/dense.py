@@ -34,6 +34,9 @@ class MlpWiring(TypedDict):
 class Dense(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x), up(x))) for a gated activation.  (B, T, D) -> same."""
 
+    column_parallel, row_parallel = ("gate_proj", "up_proj"), ("down_proj",)
+    splits_tokens = True
+
     def __init__(
         self,
         d_model: int,

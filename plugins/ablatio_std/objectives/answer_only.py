@@ -18,7 +18,7 @@ class Answers:
     the row has no answers, since the text that they follow from may be cut off.
     """
 
-    produces = "next tokens"
+    produces, splits_tokens = "next tokens", True
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from ablatio.model.example import Example
 class NextToken:
     """Next-token prediction: -log p(x_{t+1} | x_1 ... x_t); rows of T + 1 tokens give T inputs and T targets."""
 
-    produces = "next tokens"
+    produces, splits_tokens = "next tokens", True
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         return Example(

@@ -44,6 +44,8 @@ def as_lora(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float, **config: 
 class LowRank(MatrixAdapter):
     """W x + b + s B A x with A (r, in) and B (out, r).  (..., in) -> (..., out)."""
 
+    column_parallel, row_parallel = ("lora_B",), ("lora_A",)
+
     def __init__(self, out: int, width: int, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.scale, self.dropout = scale, dropout

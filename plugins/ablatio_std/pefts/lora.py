@@ -43,6 +43,8 @@ class LoRA(LayerPeft):
     targets=[experts] adapts the matrices of the experts of a mixture, each expert with an A and a B of its own.
     """
 
+    tensor_parallel, splits_tokens = True, True
+
     def __init__(
         self,
         *,
@@ -122,6 +124,8 @@ def split_off(layer: Any, adapter: LowRank, method: str) -> None:
 class QLoRA(LoRA):
     """y = dequantized(W) x + (alpha / r) B A x: W in 4-bit NormalFloat, by default in all linear layers."""
 
+    tensor_parallel = False
+
     def __init__(
         self,
         *,
@@ -195,6 +199,8 @@ class DoRA(LoRA):
     that of each column, one for each input, as section 4.1 writes it.  `detach`: no gradient flows through the norm,
     which saves memory (section 4.3).
     """
+
+    tensor_parallel = False  # its norms are those of whole rows and columns
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ class Shaw(nn.Module):
     The paper's table for the keys.  Its second table, which is added to the values, brought no gain in the paper.
     """
 
+    splits_heads = True
+
     def __init__(
         self,
         d_head: int,
@@ -44,6 +46,9 @@ class TransformerXL(nn.Module):
     u, v (H, d_head) and W (D -> H d_head) are trained and shared by all layers.  Distances beyond `clamp` count as
     `clamp`, as in the authors' evaluation.
     """
+
+    splits_heads = True
+    column_parallel = ("u", "v", "r_proj")
 
     def __init__(
         self,
@@ -88,6 +93,8 @@ class Cope(nn.Module):
     interpolated between integers, and positions are clamped at `max_positions` - 1.  All heads and layers share one
     table (max_positions, d_head).
     """
+
+    splits_heads = True
 
     def __init__(
         self, d_head: int, *, max_positions: Annotated[int, Range(2), "number of vectors in the table"] = 64

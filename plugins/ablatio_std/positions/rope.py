@@ -26,6 +26,7 @@ class Rope(nn.Module):
     """
 
     rotates_cached_keys = False
+    splits_heads = True
 
     def __init__(
         self,
@@ -115,6 +116,14 @@ rule(
     why="position.scaling={position.scaling} rotates all keys again when the text grows, and "
     "attention={attention.name} rotates each key only once",
     fix="position.scaling=ntk",
+    where="position.scaling",
+)
+rule(
+    when=f"position.name == 'rope' and position.scaling in {list(LENGTH_DEPENDENT)} "
+    "and facts.strategy.splits == 'tokens' and trainer.devices * trainer.nodes > 1",
+    why="position.scaling={position.scaling} rotates all keys by the length of the text, and strategy={strategy.name} "
+    "divides its tokens over {trainer.devices * trainer.nodes} devices",
+    fix="strategy=fsdp",
     where="position.scaling",
 )
 for _name in ("short_factors", "long_factors"):

@@ -22,6 +22,8 @@ class XPos(nn.Module):
     exact up to 30,000 positions from it on both sides, and constant beyond.
     """
 
+    splits_heads = True
+
     def __init__(
         self,
         d_head: int,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ablatio import strategies
 from ablatio.model.example import Loss
@@ -149,19 +149,19 @@ class FullySharded(Strategy):
             for part in self.ranks.collected({int(k): v for k, v in state["state"].items()}):
                 merged |= {key: value for key, value in part.items() if key not in merged}
             return {**state, "state": dict(sorted(merged.items()))}
-        # Rank 0 holds rows of each parameter, so it knows what there is: tensors of rows, or values.
-        rows = {
+        # Rank 0 holds a part of each parameter, so it knows what there is: tensors of its shape, or values.
+        divided = {
             i: [name for name, v in held.items() if isinstance(v, Tensor) and v.dim()]
             for i, held in state["state"].items()
         }
         whole = {key: dict(held) for key, held in state["state"].items()}
         tensors = self._in_order()
-        for i, names in self.ranks.told(lambda: [*rows.items()]):
+        for i, names in self.ranks.told(lambda: [*divided.items()]):
             parameter = getattr(tensors[i], "stands_for", None)
             for name in names if parameter is not None else ():
                 own = state["state"].get(i, {}).get(name)
                 own = own_rows(parameter) if own is None else own
-                whole.setdefault(i, {})[name] = self.ranks.gather_rows(own.detach()).cpu()
+                whole.setdefault(i, {})[name] = _whole_like(parameter, own.detach()).cpu()
         return {**state, "state": whole}
 
     def _own_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +190,15 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 def _like(parameter: DTensor) -> Callable[[Tensor], Tensor]:
     """Function that distributes a tensor, which all ranks hold, as a parameter is."""
-    mesh = parameter.device_mesh
-    return lambda t: distribute_tensor(t.to(parameter.device), mesh, [Shard(0)], src_data_rank=None)
+    mesh, placed = parameter.device_mesh, parameter.placements
+    return lambda t: distribute_tensor(t.to(parameter.device), mesh, placed, src_data_rank=None)
+
+
+def _whole_like(parameter: DTensor, own: Tensor) -> Tensor:
+    """The whole of a tensor that is distributed as a parameter is, on all ranks."""
+    shape, stride = parameter.shape, parameter.stride()
+    parts = DTensor.from_local(own, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)
+    return parts.full_tensor()
 
 
 def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:

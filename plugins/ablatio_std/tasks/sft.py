@@ -40,6 +40,7 @@ class SupervisedFineTuning(Task):
     """
 
     accepts, scores, main, better, template = "conversations", ("loss", "accuracy"), "loss", "lower", True
+    splits_tokens = True
 
     def __init__(
         self,

@@ -29,6 +29,9 @@ Softcap = Annotated[
 QKVBias = Annotated[bool | None, "biases of the query, key and value projections; null: as model.bias"]
 Sinks = Annotated[bool, "a learned logit per head for attending to no key (arXiv:2309.17453)"]
 
+# How the heads of softmax attention are divided over devices: `column_parallel, row_parallel, replicated = BY_HEADS`.
+BY_HEADS = ("q_proj", "k_proj", "v_proj", "sinks"), ("o_proj",), ("q_norm", "k_norm", "v_norm")
+
 
 class AttentionWiring(TypedDict):
     """Arguments that the model passes to an attention.

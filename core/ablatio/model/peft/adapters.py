@@ -8,7 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,14 @@ class Adapter(nn.Module):
     """Base of adapters: `forward(layer, x, ...)` replaces the layer's own forward.
 
     `said(layer, x, ...)` computes the layer's output without the adapter.
+
+    For methods with the fact `tensor_parallel`, by which a device may have a part of the layer:
+    column_parallel  tensors with a row for each output of the layer: a device has those of its outputs
+    row_parallel     tensors with a column for each input: a device has those of its inputs; it adds up with the others
     """
+
+    column_parallel: ClassVar[tuple[str, ...]] = ()
+    row_parallel: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Compute the output of the layer with this adapter; same arguments and result as the layer's forward."""

@@ -35,12 +35,15 @@ class Strategy(Protocol):
     zero_grad(optimizer)      drop the gradients of the last step
     scale_gradients(parameters, factor)  multiply all gradients
     gradient_norm(parameters)  Euclidean norm of the whole gradient, the same on all ranks
-    whole_weights()           context in which every rank holds all weights
+    whole_weights()           context in which the ranks can call the model as one device does, all with the same inputs
     gather(checkpoint)        from the parts of the ranks to the checkpoint of one device, complete on rank 0
     scatter(checkpoint)       this rank's part of the checkpoint of one device
 
     Facts:
     several   True if it trains on more than one device
+    splits    what a device has less of than the whole: rows (of a batch) | heads (and features of each layer) | tokens
+              (of each row).  Devices that split heads or tokens have all rows; those that split heads draw the same
+              random numbers
     shards    True if a device holds a part of the weights
     engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
     updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one
@@ -51,6 +54,7 @@ class Strategy(Protocol):
     """
 
     several: ClassVar[bool]
+    splits: ClassVar[str]
     shards: ClassVar[bool]
     engine: ClassVar[bool]
     updates: ClassVar[str]
@@ -96,7 +100,7 @@ strategies: Registry[Strategy] = Registry(
     wiring=("ranks",),
     methods=STRATEGY_METHODS,
     base="ablatio.model.strategy.Strategy",
-    facts={"several": True, "shards": False, "engine": False, "updates": "model"},
+    facts={"several": True, "splits": "rows", "shards": False, "engine": False, "updates": "model"},
     default="single",
     scope="devices",
 )

@@ -96,6 +96,8 @@ class Activation(Protocol):
 
     Facts:
     gated              True if it takes (gate, up); set from the signature of a function
+    across_features    True if a feature of the result depends on other features of its token
+    column_parallel    see Attention: tensors with an entry for each of the F features; all others are alike for all
     """
 
     def __call__(self, *args: Tensor) -> Tensor: ...
@@ -128,6 +130,8 @@ class Mlp(Protocol):
     absent           True for the option that leaves the feed-forward part out: layers are built without it
     waits            why a training step makes the host wait for a GPU (it reads values, or shapes depend on them);
                      "": it does not
+    column_parallel, row_parallel, replicated, enters  see Attention, with features in place of heads
+    splits_tokens    True if each token is treated by itself, in training too
 
     Attributes:
     idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
@@ -164,6 +168,8 @@ class Position(Protocol):
     rotates_cached_keys  True if the angles depend on `length`: the cache then holds unrotated keys, all of which are
                          rotated again at each decoding step
     waits                see Mlp
+    splits_heads         True if `rotate` and `score` treat each head by itself, whatever the number of heads of q and k
+    column_parallel      see Attention: what `rotate` and `score` use head by head
 
     Under 16-bit autocast a bias or a score, and the attention that they are added to, are computed in float32; `rotate`
     gets 16-bit q and k, and tables in float32 from `prepare`, and rounds once.
@@ -213,6 +219,17 @@ class Attention(Protocol):
     float32_products     computes matrix products in float32 under 16-bit autocast, such as running sums over a text:
                          more exact, and slower on a GPU than 16-bit products
     waits                (a reason, not a flag) see Mlp
+
+    Facts for devices that divide the heads (ablatio.model.tensor_parallel): names of its linear maps and tensors.  An
+    attention that can be divided names them so that each head is computed from its own rows and columns of these:
+    column_parallel      linear maps whose rows make heads, the rows of a head one after another; tensors (H, ...) with
+                         an entry for each head
+    row_parallel         linear maps whose columns read the heads and whose outputs are summed; (): it cannot be divided
+    replicated           modules and tensors that are used on each head in the same way, as a norm of queries
+    enters               modules whose output all heads use, computed on every device
+
+    Fact for devices that divide the tokens of a row (ablatio.model.token_parallel):
+    splits_tokens        True if a token needs nothing of the others but the keys and values that `ctx.place` returns
     """
 
     caches: ClassVar[bool]
@@ -250,6 +267,8 @@ class Block(Protocol):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
+
+DIVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(("column_parallel", "row_parallel", "replicated", "enters"), ())
 
 norms: Registry[nn.Module] = Registry(
     "norm",
@@ -290,7 +309,7 @@ activations: Registry[Activation] = Registry(
     wiring=("d_ff",),
     calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
     methods=("forward",),
-    facts={"gated": False},
+    facts={"gated": False, "across_features": False, "column_parallel": ()},
     scope="model",
     per_layer="inside",
     usual="swiglu",
@@ -302,7 +321,7 @@ mlps: Registry[nn.Module] = Registry(
     contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": ""},
+    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": "", "splits_tokens": False, **DIVIDED},
     scope="model",
     per_layer="inside",
     usual="dense",
@@ -314,7 +333,13 @@ positions: Registry[Position] = Registry(
     contract=(Position, PositionMethods),
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
-    facts={"extends": True, "rotates_cached_keys": False, "waits": ""},
+    facts={
+        "extends": True,
+        "rotates_cached_keys": False,
+        "waits": "",
+        "splits_heads": False,
+        "column_parallel": (),
+    },
     scope="model",
     per_layer="also outside",
     usual="rope",
@@ -353,6 +378,8 @@ attentions: Registry[nn.Module] = Registry(
         "same_in_groups": "",
         "float32_products": False,
         "waits": "",
+        "splits_tokens": False,
+        **DIVIDED,
     },
     scope="model",
     per_layer="inside",

@@ -35,6 +35,8 @@ class Objective(Protocol):
                   the last are masked tokens in documents that each have a mask of their own (Example.opened)
     metrics       names of the numbers that `loss` logs
     waits         why its loss makes the host wait for a GPU; "": it does not
+    splits_tokens  True if the loss is the model's own, a sum over the tokens, and a target follows from the tokens
+                  before it alone: then devices can have parts of a row
 
     Optional attributes and methods:
     extra_tokens  number of token ids needed beyond the tokenizer's (sentinels, masks); must follow from knobs and
@@ -214,6 +216,7 @@ class Task(Protocol):
     copies    number of models held in memory beside the trained one, as a reference
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
     several_devices  True if its loss is a sum over rows, or gathers what it compares: then several ranks can train
+    splits_tokens  True if its examples are rows of tokens (ablatio.model.example.Example) with a sum over them as loss
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     trains    False if it only scores the model: a run has no optimizer step
     reads     kinds of the scope `use` that it builds, as ("decode", "prompt"); a config chooses no others
@@ -291,7 +294,7 @@ objectives: Registry[Objective] = Registry(
     contract=(Objective, ObjectiveMethods),
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"produces": "next tokens", "metrics": (), "waits": ""},
+    facts={"produces": "next tokens", "metrics": (), "waits": "", "splits_tokens": False},
     scope="training",
     shapes_model=True,
     usual="lm",
@@ -367,6 +370,7 @@ tasks: Registry[Task] = Registry(
         "reads": (),
         "mixes": False,
         "several_devices": True,
+        "splits_tokens": False,
     },
     default="pretrain",
     scope="task",

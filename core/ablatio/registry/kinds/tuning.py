@@ -62,12 +62,15 @@ class Peft(Protocol):
     metrics          names of the numbers that its step methods log
     batch_dependent  see Mlp
     reads_gradients  True if `before_step` or `after_step` reads the gradients of weights
+    splits_tokens    True if it treats each token by itself
+    tensor_parallel  True if its adapters say how they are divided (ablatio.model.peft.adapters.Adapter)
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
     batch_dependent: ClassVar[bool]
     reads_gradients: ClassVar[bool]
+    tensor_parallel: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -196,7 +199,15 @@ pefts: Registry[Peft] = Registry(
     "Which weights are trained: all, or a few added to a frozen base.",
     contract=(Peft, PeftMethods),
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False, "reads_gradients": False},
+    facts={
+        "exact": True,
+        "virtual": False,
+        "metrics": (),
+        "batch_dependent": False,
+        "reads_gradients": False,
+        "tensor_parallel": False,
+        "splits_tokens": False,
+    },
     default="none",
     scope="tuning",
 )

@@ -1,0 +1,56 @@
+"""Rules for strategies that divide the tokens of rows: what a part does not declare is refused."""
+
+from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
+from ablatio.registry.rules import rule
+
+_DIVIDED = "facts.strategy.splits == 'tokens' and trainer.devices * trainer.nodes > 1"
+_WHO = "strategy={strategy.name} divides the tokens of a row over {trainer.devices * trainer.nodes} devices, and "
+_OTHER = "strategy=fsdp"
+
+
+def _refuse(when: str, why: str, where: str, fix: str = _OTHER) -> None:
+    rule(when=f"{_DIVIDED} and ({when})", why=_WHO + why, fix=fix, where=where)
+
+
+for _kind in ("attention", "mlp"):
+    _refuse(
+        f"not facts.{_kind}.splits_tokens and not facts.{_kind}.absent",
+        f"{_kind}={{{_kind}.name}} does not have the fact `splits_tokens`",
+        _kind,
+    )
+for _kind in ("embedding", "task", "objective"):
+    _refuse(
+        f"not facts.{_kind}.splits_tokens", f"{_kind}={{{_kind}.name}} does not have the fact `splits_tokens`", _kind
+    )
+_refuse(
+    "peft.name != 'none' and not facts.peft.splits_tokens",
+    "peft={peft.name} does not have the fact `splits_tokens`",
+    "peft",
+)
+for _kind in ("mlp", "placement"):
+    _refuse(
+        f"facts.{_kind}.batch_dependent",
+        f"the output of {_kind}={{{_kind}.name}} for a token depends on others (its fact `batch_dependent`)",
+        _kind,
+    )
+_refuse(
+    "facts.architecture.mask != 'causal'",
+    "in architecture={architecture.name} a token sees later ones (its fact `mask`)",
+    "architecture",
+)
+_refuse(
+    "facts.position.rotates_cached_keys",
+    "position={position.name} rotates keys by the length of the whole text",
+    "position",
+)
+_refuse(
+    "attention.key_offset > 0",
+    "with attention.key_offset={attention.key_offset} a key reads the token before it",
+    "attention",
+)
+_refuse(
+    "data.length < trainer.devices * trainer.nodes",
+    "data.length={data.length} is less than one token for each",
+    "data.length",
+)
+_refuse("trainer.compile", "trainer.compile expects whole rows", "trainer.compile", "trainer.compile=false")

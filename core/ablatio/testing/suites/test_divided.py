@@ -1,0 +1,100 @@
+"""What parts declare of their division over devices: these compute the loss and the gradients of one device."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ablatio.errors import UserError
+from ablatio.model.language_model import LanguageModel
+from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
+from ablatio.testing import checks, sample_parts, tiny_models, two_threads
+from ablatio.testing.other_knob_values import other_values
+
+TOLERANCE = 1e-9
+
+
+def KINDS(registry: Registry[Any]) -> bool:  # noqa: N802
+    """True for kinds of which the forward pass consists."""
+    return registry.scope == "model" or {"tensor_parallel", "splits_tokens"} <= registry.facts.keys()
+
+
+def _refused(part: PartSpec, knobs: Mapping[str, Any], splits: str) -> str:
+    """Why a strategy that divides heads or tokens refuses the small model with this part; "" if it does not."""
+    try:
+        made = tiny_models.config(part, knobs)
+    except UserError as error:
+        return str(error)
+    if isinstance(knobs.get("targets"), tuple):
+        return "names of layers"
+    strategy = next((s.name for s in REGISTRIES["strategy"] if s.facts["splits"] == splits), None)
+    if strategy is None:
+        return f"no strategy divides {splits}"
+    made = made | {"strategy": {"name": strategy}, "trainer": made["trainer"] | {"devices": two_threads.COUNT}}
+    return "; ".join(str(problem) for problem in tiny_models.broken_rules(made))
+
+
+def _models(part: PartSpec, splits: str, declares: Any) -> Iterator[tuple[str, LanguageModel]]:
+    """(what it is built with, small model with the part), the defaults first; skips a part that is refused.
+
+    declares  true if the part says how it is divided: then each knob is tried at another value, too.
+
+    No weight is zero; dropout would draw other numbers in each thread.
+    """
+    settings: list[dict[str, Any]] = [{}]
+    if declares:
+        settings += [{knob.name: value} for knob in part.knobs for value in other_values(knob)[:1]]
+    for knobs in settings:
+        why = _refused(part, knobs, splits)
+        if why and not knobs:
+            pytest.skip(why)
+        if why:
+            continue
+        net = sample_parts.tuned(part, knobs)[0] if part.kind == "peft" else tiny_models.model(part, knobs)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.05 * torch.randn(p.shape, generator=generator))
+        yield f"with {knobs}" if knobs else "with its defaults", net.double().eval()
+
+
+def test_heads_and_features(part: PartSpec) -> None:
+    """Loss and all gradients, in two threads with half of the heads and features each, are those of the whole model."""
+    for where, net in _models(part, "heads", part.facts.get("row_parallel")):
+        axes, found = two_threads.divided_axes(net), two_threads.gradients(net, _loss)
+        loss = _loss(net)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for index, own in enumerate(found):
+            checks.near(part, own["loss"], loss.detach(), f"{where}: the loss of a divided model", TOLERANCE)
+            for name, p in net.named_parameters():
+                if p.grad is None:
+                    continue
+                ours, theirs = own.get(name, torch.zeros_like(p)), p.grad
+                if name in axes:
+                    ours, theirs = (g.chunk(two_threads.COUNT, dim=axes[name])[index] for g in (ours, theirs))
+                checks.near(part, ours, theirs, f"{where}: the gradient of {name} in a divided model", TOLERANCE)
+
+
+def _loss(net: nn.Module) -> torch.Tensor:
+    return tiny_models.mean_loss(net, tiny_models.example(2, 12))  # type: ignore[arg-type]
+
+
+def test_tokens(part: PartSpec) -> None:
+    """Loss and all gradients of two threads with half of the tokens each add up to those of whole rows."""
+    attends = part.facts.get("splits_tokens") and part.facts.get("caches")
+    for where, net in _models(part, "tokens", attends):
+        example = tiny_models.example(2, 13)  # 6 and 7 tokens
+        if tiny_models.attention_facts(part)["takes_segments"]:
+            example.segments = (torch.arange(13) >= torch.tensor([[5], [9]])).long()  # two documents in each row
+        found = two_threads.token_gradients(net, example)
+        loss = net.loss(example).total
+        loss.backward()  # type: ignore[no-untyped-call]
+        added = found[0]["loss"] + found[1]["loss"]
+        checks.near(part, added, loss.detach(), f"{where}: the loss of divided rows", TOLERANCE)
+        for name, p in net.named_parameters():
+            if p.grad is not None:
+                ours = sum(own.get(name, torch.zeros_like(p)) for own in found)
+                assert isinstance(ours, torch.Tensor)
+                checks.near(part, ours, p.grad, f"{where}: the gradient of {name} with divided rows", TOLERANCE)
