@@ -104,7 +104,7 @@ rule(
     where="optimizer",
 )
 rule(
-    when="facts.strategy.updates == 'entry' and trainer.devices * trainer.nodes > 1 "
+    when="facts.strategy.updates == 'entry' and not facts.strategy.engine and trainer.devices * trainer.nodes > 1 "
     "and facts.optimizer.updates != 'entry'",
     why="optimizer={optimizer.name} updates whole tensors, and strategy={strategy.name} has rows of weights in one "
     "long vector",
