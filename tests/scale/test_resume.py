@@ -7,7 +7,7 @@ from helpers.gangs import TINY, TWO, finished, rows
 
 from ablatio.storage.checkpoints import Checkpoints
 
-STEPS = ("train.steps=6", "train.checkpoint_every=2", "train.keep=9", "stabilizer=[clip,ema]")
+STEPS = ("train.steps=6", "train.checkpoint_every=2", "train.keep=9")
 
 
 def back_to(folder: Path, step: int) -> None:
@@ -18,12 +18,22 @@ def back_to(folder: Path, step: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "strategy", ["ddp", *(pytest.param(s, marks=pytest.mark.long) for s in ("fsdp", "tensor", "context"))]
+    ("strategy", "stabilizer"),
+    [
+        ("ddp", "[clip,ema]"),
+        pytest.param("fsdp", "[clip,ema]", marks=pytest.mark.long),
+        pytest.param("tensor", "[clip,ema]", marks=pytest.mark.long),
+        pytest.param("context", "[clip,ema]", marks=pytest.mark.long),
+        pytest.param("zero2", "[clip,ema]", marks=pytest.mark.long),
+        pytest.param("zero3", "[clip]", marks=pytest.mark.long),
+    ],
 )
-def test_two_one_two(tmp_path: Path, strategy: str) -> None:
+def test_two_one_two(tmp_path: Path, strategy: str, stabilizer: str) -> None:
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
     two = (f"strategy={strategy}", "trainer.devices=2")
     for name, words in (("one", ()), ("mixed", two)):
-        done = finished(*TINY, *STEPS, *words, f"out={tmp_path}", f"name={name}")
+        done = finished(*TINY, *STEPS, f"stabilizer={stabilizer}", *words, f"out={tmp_path}", f"name={name}")
         assert done.returncode == 0, done.stderr
     mixed = tmp_path / "mixed"
     for step, words in ((2, ("strategy=single", "trainer.devices=1")), (4, two)):

@@ -29,10 +29,13 @@ FURTHER: dict[str, Sequence[str]] = {
     "dpo": ("task=preference", "alignment=dpo", *SENTIMENT),
     "reward": ("task=reward", *SENTIMENT),
     "lora": ("peft=lora",),
+    "frozen": ("freeze=[embedding]",),
     "value_residual": ("attention=value_residual",),
     "value_embeddings": ("shortcut=value_embeddings",),
     "recomputed": ("checkpointing=full",),
 }
+DEEPSPEED: dict[str, Sequence[str]] = {"pretrain": ("train.accumulate=3", "stabilizer=[clip]")}
+SHARDED_BY_DEEPSPEED = {name: words for name, words in (USUAL | FURTHER).items() if name != "pretrain"}
 OPTIMIZERS = (
     "adafactor", "adagrad", "adam", "adam_mini", "ademamix", "cautious_adamw", "dion", "galore", "kl_soap", "lamb",
     "lion", "mars", "muon", "nadam", "normuon", "radam", "schedule_free", "scion", "sgd", "shampoo", "soap",
@@ -86,7 +89,7 @@ def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, rank
             for place in places
         ]  # fmt: skip
         for process in processes:
-            output = process.communicate(timeout=280)[0]
+            output = process.communicate(timeout=560)[0]
             assert process.returncode == 0, output[-3000:]
 
 
@@ -147,10 +150,24 @@ def test_optimizers_on_sharded_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_optimizer_state_on_the_host(tmp_path: Path) -> None:
+    """Updates of single entries, of whole tensors by their owners, and by DeepSpeed's engine."""
+    pytest.importorskip("deepspeed")
+    one = {"rows": USUAL["pretrain"], "muon": ("optimizer=muon", "schedule=constant", "schedule.warmup=0")}
+    two = {name: (*words, "strategy=fsdp") for name, words in one.items()}
+    for strategy in ("zero1", "zero2", "zero3"):
+        one[strategy] = DEEPSPEED["pretrain"]
+        two[strategy] = (*one[strategy], f"strategy={strategy}")
+    train(tmp_path / "one", one)
+    train(tmp_path / "two", two, "strategy.offload=cpu", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", one)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_deepspeed(tmp_path: Path, strategy: str) -> None:
     pytest.importorskip("deepspeed")
-    case = {"pretrain": ("train.accumulate=3", "stabilizer=[clip,ema]")}
-    train(tmp_path / "one", case)
-    train(tmp_path / "two", case, f"strategy={strategy}", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", case)
+    cases = DEEPSPEED | (SHARDED_BY_DEEPSPEED if strategy == "zero3" else {})
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", cases)

@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> int:
         print(f"{name:<12} {found}")
         if found == "not installed":
             problems.append(f"{name} is not installed\n    try: pip install {name}")
-    _machine()
+    _machine(problems)
     _folder("cache", cache_root(), problems)
     _folder("here", Path.cwd(), problems)
     if not (shipped("conf") / "train.yaml").exists():
@@ -50,7 +50,7 @@ def broken_files() -> list[str]:
     return [f"{name.replace('/', '=')} cannot be used: {why}\n    try: mend the file" for name, why in found.items()]
 
 
-def _machine() -> None:
+def _machine(problems: list[str]) -> None:
     import torch
 
     from ablatio.training.device import Machine, cores
@@ -62,10 +62,10 @@ def _machine() -> None:
         else f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
     )
     print(f"{'device':<12} {chosen.device} ({name}), precision {chosen.precision}, {chosen.threads} threads")
-    _several_devices()
+    _several_devices(problems)
 
 
-def _several_devices() -> None:
+def _several_devices(problems: list[str]) -> None:
     """Print what a run on several devices would use: GPUs and NCCL, or processes and gloo; and DeepSpeed."""
     import torch
     import torch.distributed as dist
@@ -76,10 +76,12 @@ def _several_devices() -> None:
     elif gpus:
         nccl = torch.cuda.nccl.version() if dist.is_nccl_available() else ("missing",)  # type: ignore[no-untyped-call]
         means = f"{gpus} GPUs, NCCL {'.'.join(map(str, nccl))}"
+        if gpus > 1 and not dist.is_nccl_available():
+            problems.append("this torch has no NCCL, so a run cannot use several GPUs\n    try: pip install torch")
     else:
-        means = "processes on CPU cores, with gloo"
+        means = f"processes on CPU cores, {'with' if dist.is_gloo_available() else 'without'} gloo"
     deepspeed = importlib.util.find_spec("deepspeed") is not None
-    zero = f"DeepSpeed {version('deepspeed')}" if deepspeed else "without DeepSpeed (zero1, zero2)"
+    zero = f"DeepSpeed {version('deepspeed')}" if deepspeed else "without DeepSpeed (zero1, zero2, zero3)"
     print(f"{'strategies':<12} {means}; {zero}")
 
 

@@ -1,10 +1,17 @@
-"""`ablatio size preset=bloom size=176b`: parameters, FLOPs per token and memory of a config, without allocating it."""
+"""`ablatio size preset=bloom size=176b`: parameters, FLOPs per token and memory of a config, without allocating it.
+
+With several devices it says what each of them holds, by the formulas of their strategy.
+"""
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablatio.cli.commands import parser
+
+if TYPE_CHECKING:
+    from ablatio.training.run_spec import RunSpec
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -13,6 +20,10 @@ def run(arguments: list[str]) -> int:
     """Run `ablatio size` and return its exit code."""
     options = parser("size", epilog="the settings are those of `ablatio train`: preset=bloom size=176b")
     options.add_argument("--json", action="store_true", help="print exact numbers as JSON")
+    options.add_argument(
+        "--flops", type=float, metavar="RATE",
+        help="FLOPs per second that a device reaches in training, such as 4e14: prints the time of the run",
+    )  # fmt: skip
     args, settings = options.parse_known_args(arguments)
     from ablatio.api.adapter import composed
 
@@ -22,10 +33,36 @@ def run(arguments: list[str]) -> int:
 
     spec = RunSpec(config)
     found = estimate(spec)
-    print(json.dumps(found, indent=1) if args.json else "", end="\n" if args.json else "")
-    if not args.json:
-        _print(found, spec.config)
+    more = _on_devices(spec) | _time(spec, args.flops)
+    if args.json:
+        print(json.dumps(found | more, indent=1))
+    else:
+        _print(found | more, spec.config)
     return 0
+
+
+def _on_devices(spec: "RunSpec") -> dict[str, Any]:
+    """Bytes of each device, by use; nothing for a run on one device."""
+    from ablatio.training.memory_per_device import memory_per_device, world_of
+
+    world = world_of(spec.config)
+    if world == 1:
+        return {}
+    memory = memory_per_device(spec)
+    uses = ("weights", "gradients", "optimizer", "beside", "activations", "buffers", "total", "host")
+    return {"devices": world, "device": {use: getattr(memory, use) for use in uses}}
+
+
+def _time(spec: "RunSpec", rate: float | None) -> dict[str, Any]:
+    """Seconds of the run on all devices at a rate that the user gives."""
+    if rate is None:
+        return {}
+    from ablatio.errors import UserError
+    from ablatio.training.memory_per_device import world_of
+
+    if not rate > 0 or math.isinf(rate):
+        raise UserError(f"--flops {rate:g}: expected FLOPs per second, above 0\n    try: --flops 4e14")
+    return {"run_flops": spec.train_flops, "seconds": spec.train_flops / (rate * world_of(spec.config))}
 
 
 def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -53,6 +90,8 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         ("", bytes_text(None if many is None else many * rows), f"of a batch of {rows} rows"),
         ("cache", bytes_text(found["cache"]), "keys and values of one decoded token, 32 bits"),
         ("this machine", bytes_text(found["machine"]), "memory"),
+        *_each_device(found, config),
+        *_duration(found),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("left", "right", "left"):
@@ -60,6 +99,43 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for line in lines:
         table.add_row(*line)
     Console().print(table, highlight=False)
+
+
+def _each_device(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Lines on each of several devices; none for one."""
+    if "device" not in found:
+        return []
+    memory, unknown = found["device"], [use for use in ("optimizer", "activations") if found[use] is None]
+    without = f"; {' and '.join(unknown)} unknown" if unknown else ""
+    lines = [
+        (
+            "each device",
+            bytes_text(memory["total"]),
+            f"of {found['devices']}, strategy={config['strategy']['name']}{without}",
+        ),
+        ("", bytes_text(memory["weights"]), "weights"),
+        *([("", bytes_text(memory["beside"]), "reference")] if memory["beside"] else []),
+        ("", bytes_text(memory["gradients"]), "gradients"),
+        ("", bytes_text(memory["optimizer"]), "optimizer"),
+        ("", bytes_text(memory["activations"]), "activations of its rows"),
+        ("", bytes_text(memory["buffers"]), "what is sent, and weights that are whole for a while"),
+    ]
+    return lines + ([("", bytes_text(memory["host"]), "more in the memory of the host")] if memory["host"] else [])
+
+
+def _duration(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The line on the time of the run; none without a rate."""
+    if "seconds" not in found:
+        return []
+    from ablatio.report.terminal.plan_table import duration
+
+    return [
+        (
+            "time",
+            duration(found["seconds"]),
+            f"for {short(found['run_flops'])} FLOPs at this rate; nothing counted for waiting or sending",
+        )
+    ]
 
 
 def _recomputed(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -105,7 +105,7 @@ rule(
     where="optimizer",
 )
 rule(
-    when="facts.strategy.updates == 'entry' and trainer.devices * trainer.nodes > 1 "
+    when="facts.strategy.updates == 'entry' and not facts.strategy.engine and trainer.devices * trainer.nodes > 1 "
     "and facts.optimizer.updates != 'entry'",
     why="optimizer={optimizer.name} updates whole tensors, and strategy={strategy.name} updates each entry by itself",
     fix=_usual("optimizer"),

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ablatio.model.builder import PartChoice
+from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
+from ablatio.registry import kinds
 
 Build = Callable[[list[ParameterGroup]], torch.optim.Optimizer]
 
@@ -107,3 +111,28 @@ class Strategy:
     def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return this rank's part of a checkpoint that one device would read."""
         return checkpoint
+
+    def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory:
+        """Memory of each device, from that of training on one device, where the optimizer updates such a `piece`.
+
+        Here: the rows of a batch are divided, and with them the activations.
+        """
+        return replace(one, activations=self.part(one.activations))
+
+    def part(self, count: int) -> int:
+        """1 / n of a count, rounded up."""
+        return -(-count // self.ranks.world)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of all stacks of a model, each once: the units whose weights a strategy makes whole together."""
+    stacks = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
+    found = [layer for stack in stacks for layer in stack.layers]  # type: ignore[union-attr]
+    return [layer for layer in dict.fromkeys(found) if any(True for _ in layer.parameters())]
+
+
+def piece_of(optimizer: PartChoice) -> str:
+    """Return what an optimizer must update together: entry, tensor or model."""
+    facts = kinds.optimizers[optimizer.name].facts
+    whole = facts["updates"] == "entry" and any(optimizer.knobs.get(name) for name in facts["whole_if"])
+    return "tensor" if whole else str(facts["updates"])

@@ -112,7 +112,18 @@ def _steps(strategy: Strategy, ranks: Ranks) -> Steps:
         strategy.after_update()
         losses.append(total / weight)
     state = strategy.gather({"state_dict": dict(net.state_dict()), "optimizer_states": [optimizer.state_dict()]})
+    _refuse_shared(state["optimizer_states"])
     return Steps(losses, norms, _flat(state))
+
+
+def _refuse_shared(states: list[Any]) -> None:
+    """Raise ValueError if parameters share a tensor of the optimizer's state, such as a count of steps.
+
+    One device that loads it would update the tensor once for each of them.
+    """
+    places = [t.data_ptr() for t in _flat(states).values() if t.numel()]
+    if len({*places}) < len(places):
+        raise ValueError("gather() returns one tensor for several parameters: each needs its own")
 
 
 def _plain(groups: Sequence[Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from ablatio.model.cost.memory import WIDTH
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry import kinds
 from ablatio.training.device import Machine, runs_on_gpu
+from ablatio.training.memory_per_device import memory_per_device, world_of
 from ablatio.training.rank_environment import several_devices
 from ablatio.training.run_spec import RunSpec
 
@@ -55,22 +56,17 @@ def memory_here(trainer: Mapping[str, Any]) -> int:
 
 
 def _room(config: Mapping[str, Any]) -> int:
-    """Bytes for one copy of weights, gradients and optimizer state: ranks on CPUs share a machine, shards are parts."""
+    """Bytes of each device: the ranks of a run on CPUs share a machine."""
     trainer = config["trainer"]
-    if not several_devices(trainer):
-        return memory_here(trainer)
-    local, strategy = int(trainer["devices"]), kinds.strategies[config["strategy"]["name"]]
-    parts = local * int(trainer["nodes"]) if strategy.facts["shards"] else 1
-    copies_here = 1 if Machine.choose(trainer).device == "cuda" else local
-    return memory_here(trainer) * parts // copies_here
+    shared = several_devices(trainer) and Machine.choose(trainer).device == "cpu"
+    return memory_here(trainer) // (int(trainer["devices"]) if shared else 1)
 
 
 def _where(config: Mapping[str, Any]) -> str:
     """What has the memory, for messages."""
     if not several_devices(config["trainer"]):
         return "this machine"
-    devices = int(config["trainer"]["devices"]) * int(config["trainer"]["nodes"])
-    return f"strategy={config['strategy']['name']} on {devices} devices"
+    return f"each of {world_of(config)} devices with strategy={config['strategy']['name']}"
 
 
 def check_memory(spec: RunSpec) -> None:
@@ -135,14 +131,15 @@ def _plain_parameters(spec: RunSpec) -> int:
 
 def _refuse_too_large(spec: RunSpec) -> None:
     """Raise EnvironmentFault if the memory computed from shapes exceeds that of the machine; else return."""
-    room, memory = _room(spec.config), spec.memory
-    if memory.lasting > room:
+    room, memory = _room(spec.config), memory_per_device(spec)
+    lasting = memory.lasting + (memory.host if Machine.choose(spec.config["trainer"]).device == "cpu" else 0)
+    if lasting > room:
         held = "weights, a reference" if memory.beside else "weights"
         shared = Machine.choose(spec.config["trainer"]).device == "cuda" and runs_on_gpu() > 1
         here = f"each of {runs_on_gpu()} runs on this GPU" if shared else _where(spec.config)
         raise EnvironmentFault(
             f"this model has {spec.parameters:,} parameters: {held}, gradients and the "
-            f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and {here} has {room / 1e9:,.1f} GB\n"
+            f"optimizer's state take {lasting / 1e9:,.1f} GB, and {here} has {room / 1e9:,.1f} GB\n"
             f"    try: {'workers=1, for fewer runs at a time' if shared else 'size=small'}"
         )
 

@@ -15,7 +15,7 @@ from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.model.peft.apply import AppliedPeft
 from ablatio.model.ranks import Ranks, ranks
-from ablatio.model.strategy import Strategy
+from ablatio.model.strategy import Strategy, piece_of
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer
@@ -335,13 +335,6 @@ def on_device(state: Any, device: torch.device) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(on_device(value, device) for value in state)
     return state
-
-
-def piece_of(optimizer: PartChoice) -> str:
-    """Return what an optimizer must update together: entry, tensor or model."""
-    facts = kinds.optimizers[optimizer.name].facts
-    whole = facts["updates"] == "entry" and any(optimizer.knobs.get(name) for name in facts["whole_if"])
-    return "tensor" if whole else str(facts["updates"])
 
 
 def seed_all(seed: int, device: torch.device) -> None:

@@ -23,26 +23,34 @@ def own_rows(tensor: Tensor) -> Tensor:
 class StandIns:
     """Stand-ins of sharded parameters, in the order of `parameters`; `whole`: their owners hold them whole.
 
+    host  they are copies in the memory of the host, where the optimizer updates them and keeps its state
+
     A tensor of which this rank holds nothing is a tensor on the meta device without a gradient, which optimizers skip.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks, *, whole: bool) -> None:
-        self.parameters, self.ranks, self.whole = list(parameters), ranks, whole
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks, *, whole: bool, host: bool) -> None:
+        self.parameters, self.ranks, self.whole, self.host = list(parameters), ranks, whole, host
         self.owners = balanced([p.numel() for p in parameters], ranks.world) if whole else []
         self.tensors = [self._made(i, p) for i, p in enumerate(self.parameters)]
 
     def _made(self, index: int, parameter: nn.Parameter) -> nn.Parameter:
-        held = self._holds(index)
-        if self.whole:
-            device = own_rows(parameter).device if held else "meta"
-            content = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        rows = own_rows(parameter)
+        if not self._holds(index):
+            content = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        elif self.whole or self.host:
+            shape = parameter.shape if self.whole else rows.shape
+            # Pages that the system does not move, so that copies from and to a GPU are fast.
+            pinned = self.host and rows.device.type != "cpu"
+            content = torch.empty(shape, dtype=parameter.dtype, device=self.device_of(rows), pin_memory=pinned)
         else:
-            content = (
-                own_rows(parameter) if held else torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            )
+            content = rows
         made: Any = nn.Parameter(content)
         made.stands_for = parameter
         return made  # type: ignore[no-any-return]
+
+    def device_of(self, rows: Tensor) -> torch.device:
+        """Where the optimizer has the stand-in, and its state, of a parameter with these rows."""
+        return torch.device("cpu") if self.host else rows.device
 
     def _holds(self, index: int) -> bool:
         """True if this rank updates something of the parameter."""
@@ -57,7 +65,9 @@ class StandIns:
                 self.tensors[i].data.copy_(weight)
         else:
             for i, p in enumerate(self.parameters):
-                if self._holds(i):
+                if self._holds(i) and self.host:
+                    self.tensors[i].data.copy_(own_rows(p))
+                elif self._holds(i):
                     self.tensors[i].data = own_rows(p)
 
     def take_gradients(self) -> None:
@@ -67,16 +77,20 @@ class StandIns:
         pairs = self._collected(gradients, given) if self.whole else list(zip(given, gradients, strict=True))
         for i, gradient in pairs:
             if self._holds(i):
-                self.tensors[i].grad = gradient
+                self.tensors[i].grad = gradient.to(self.tensors[i].device)
 
     def give_weights(self) -> None:
-        """Write the updated weights into the parameters; those of single entries are there already."""
+        """Write the updated weights into the parameters, unless the two are the same memory."""
         if not self.whole:
+            for i, p in enumerate(self.parameters) if self.host else ():
+                if self._holds(i):
+                    own_rows(p).copy_(self.tensors[i])
             return
         world, rows = self.ranks.world, [self._rows_by_rank(p) for p in self.parameters]
         owned = [i for i, owner in enumerate(self.owners) if owner == self.ranks.rank]
-        pieces = [[self.tensors[i].detach().split(rows[i])[r].flatten() for i in owned] for r in range(world)]
         locals_ = [own_rows(p) for p in self.parameters]
+        updated = {i: self.tensors[i].detach().to(locals_[i].device).split(rows[i]) for i in owned}
+        pieces = [[updated[i][r].flatten() for i in owned] for r in range(world)]
         sizes = [sum(locals_[i].numel() for i, owner in enumerate(self.owners) if owner == r) for r in range(world)]
         received = _exchanged(pieces, sizes, locals_[0])
         for r, flat in enumerate(received):

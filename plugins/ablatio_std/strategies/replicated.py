@@ -2,12 +2,14 @@
 
 import inspect
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Annotated, Any
 
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ablatio import Positive, rule, strategies
+from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
@@ -44,6 +46,10 @@ class DataParallel(Strategy):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         (loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]  # torch takes the mean over the ranks
+
+    def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory:
+        """Of one device for its rows; the buckets are one more copy of the gradients."""
+        return replace(super().memory(one, piece), buffers=one.gradients)
 
 
 rule(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ablatio import strategies
+from ablatio import rule, strategies
+from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
-from ablatio.model.strategy import Build, Pass, Strategy
+from ablatio.model.strategy import Build, Pass, Strategy, layers_of
 
+from ._offload import Offload
 from ._stand_ins import StandIns, own_rows
 
 OPTIMIZER = "optimizer_states"  # Lightning's key of a checkpoint
@@ -26,15 +29,16 @@ class FullySharded(Strategy):
     """Each device holds 1 / n of the rows of each weight, by torch's fully_shard; a layer is whole while it computes.
 
     Optimizers that update single weights work on these rows.  For the others (muon, shampoo, ...) every tensor has an
-    owner, which gets weight and gradient whole; the result is that of one device.
+    owner, which gets weight and gradient whole; the result is that of one device.  offload=cpu: the optimizer's state
+    lies in the memory of the host, which updates copies of the weights (ZeRO-Offload, arXiv:2101.06840).
     """
 
     shards, updates = True, "tensor"
 
-    def __init__(self, ranks: Ranks, *, reshard: bool = True) -> None:
+    def __init__(self, ranks: Ranks, *, reshard: bool = True, offload: Offload = "none") -> None:
         """`reshard`: drop a layer's weights after its forward pass; False keeps them for the backward pass."""
         super().__init__(ranks)
-        self.reshard = reshard
+        self.reshard, self.offload = reshard, offload
         self.loose: list[nn.Parameter] = []  # scalars, which every rank holds
         self.stand_ins: StandIns | None = None
 
@@ -43,7 +47,7 @@ class FullySharded(Strategy):
         mesh = init_device_mesh(device, (self.ranks.world,))
         self.loose = [p for p in step.parameters() if p.dim() == 0]
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": {*self.loose}}
-        for layer in _layers(step.model):
+        for layer in layers_of(step.model):
             fully_shard(layer, reshard_after_forward=self.reshard, **options)
         fully_shard(step, reshard_after_forward=False, **options)
         named = step.model.named_parameters(remove_duplicate=False)
@@ -67,7 +71,12 @@ class FullySharded(Strategy):
 
     def optimizer(self, build: Build, groups: list[ParameterGroup], piece: str) -> torch.optim.Optimizer:
         parameters = [p for group in groups for p in group["params"]]
-        self.stand_ins = StandIns([p for p in parameters if isinstance(p, DTensor)], self.ranks, whole=piece != "entry")
+        self.stand_ins = StandIns(
+            [p for p in parameters if isinstance(p, DTensor)],
+            self.ranks,
+            whole=piece != "entry",
+            host=self.offload == "cpu",
+        )
         of = {id(p): tensor for p, tensor in zip(self.stand_ins.parameters, self.stand_ins.tensors, strict=True)}
         self.stand_ins.take_weights()
         made = build([{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups])
@@ -160,7 +169,7 @@ class FullySharded(Strategy):
             parameter = getattr(tensors[i], "stands_for", None)
             for name in names if parameter is not None else ():
                 own = state["state"].get(i, {}).get(name)
-                own = own_rows(parameter) if own is None else own
+                own = own_rows(parameter).to(self.stand_ins.device_of(own_rows(parameter))) if own is None else own
                 whole.setdefault(i, {})[name] = _whole_like(parameter, own.detach()).cpu()
         return {**state, "state": whole}
 
@@ -180,12 +189,23 @@ class FullySharded(Strategy):
                 own[i] = {k: own_rows(cut(v)).clone() if same[k] else v for k, v in found.items()}
         return {**state, "state": own}
 
+    def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory:
+        """1 / n of weights, gradients and state; whole weights and gradients of one layer and of what is in no layer.
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of all stacks of a model, each once."""
-    stacks = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
-    found = [layer for stack in stacks for layer in stack.layers]
-    return [layer for layer in dict.fromkeys(found) if any(True for _ in layer.parameters())]
+        Owners of whole tensors, and the host, have 1 / n of weights and gradients once more.
+        """
+        own, gradients, host = self.part(one.gradients), self.part(one.gradients), self.offload == "cpu"
+        standing = own + gradients if piece != "entry" or host else 0
+        passing = 2 * (one.layer + one.outside) if self.reshard else one.weights + one.layer + one.outside
+        state = self.part(one.optimizer)
+        return replace(
+            super().memory(one, piece),
+            weights=self.part(one.weights),
+            gradients=gradients,
+            optimizer=0 if host else state,
+            buffers=passing + (0 if host else standing),
+            host=standing + state if host else 0,
+        )
 
 
 def _like(parameter: DTensor) -> Callable[[Tensor], Tensor]:
@@ -220,3 +240,12 @@ def _by_name(tree: Any, parameters: Mapping[str, DTensor]) -> Any:
         fits = parameter is not None and isinstance(value, Tensor) and value.shape == parameter.shape
         own[key] = _like(parameter)(value) if fits and parameter is not None else _by_name(value, parameters)
     return own
+
+
+rule(
+    when="strategy.name == 'fsdp' and strategy.offload == 'cpu' and optimizer.name == 'schedule_free' "
+    "and trainer.devices * trainer.nodes > 1",
+    why="optimizer=schedule_free exchanges the weights that are scored, and with strategy.offload=cpu it has copies",
+    fix="strategy.offload=none",
+    where="strategy.offload",
+)

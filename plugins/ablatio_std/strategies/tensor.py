@@ -1,7 +1,9 @@
 """Tensor parallelism: every device has some of the heads and features of each layer, and all rows of a batch."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ablatio import strategies
+from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
@@ -74,6 +77,18 @@ class TensorParallel(FullySharded):
             own = gradient.to_local().square().sum() * self.ranks.world if isinstance(gradient, DTensor) else None
             squares = squares + (gradient.square().sum() if own is None else own)
         return self.ranks.total(squares).sqrt()
+
+    def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory:
+        """1 / n of the layers' weights, gradients and state; norms, and activations between parts, count as divided."""
+        inside = (one.weights - one.outside) / max(one.weights, 1)
+        share = 1 - inside + inside / self.ranks.world
+        return replace(
+            one,
+            weights=math.ceil(one.weights * share),
+            gradients=math.ceil(one.gradients * share),
+            optimizer=math.ceil(one.optimizer * share),
+            activations=self.part(one.activations),
+        )
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:

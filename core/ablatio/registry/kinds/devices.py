@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ablatio.model.device_memory import DeviceMemory
     from ablatio.model.example import Loss
 
 
@@ -38,13 +39,14 @@ class Strategy(Protocol):
     whole_weights()           context in which the ranks can call the model as one device does, all with the same inputs
     gather(checkpoint)        from the parts of the ranks to the checkpoint of one device, complete on rank 0
     scatter(checkpoint)       this rank's part of the checkpoint of one device
+    memory(one, piece)        memory of each device, from that of one device (ablatio.model.device_memory.DeviceMemory)
 
     Facts:
     several   True if it trains on more than one device
     splits    what a device has less of than the whole: rows (of a batch) | heads (and features of each layer) | tokens
               (of each row).  Devices that split heads or tokens have all rows; those that split heads draw the same
               random numbers
-    shards    True if a device holds a part of the weights
+    shards    True if a device holds a part of the weights between passes
     engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
     updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one
               (its fact `updates`) is refused
@@ -87,10 +89,12 @@ class Strategy(Protocol):
 
     def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
 
+    def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory: ...
+
 
 STRATEGY_METHODS = (  # all are defined by the base class
     "place", "loss", "backward", "optimizer", "wrap", "scale_gradients", "gradient_norm", "before_update",
-    "after_update", "zero_grad", "whole_weights", "gather", "scatter",
+    "after_update", "zero_grad", "whole_weights", "gather", "scatter", "memory",
 )  # fmt: skip
 
 strategies: Registry[Strategy] = Registry(

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from ablatio.errors import EnvironmentFault
+from ablatio.model.device_memory import DeviceMemory
+from ablatio.model.ranks import Ranks
 from ablatio.registry.registry import PartSpec
-from ablatio.testing import checks, two_ranks
+from ablatio.testing import checks, sample_parts, two_ranks
 
 KINDS = ("strategy",)
 
@@ -41,3 +43,21 @@ def test_steps_are_those_of_one_device(part: PartSpec) -> None:
 
 def test_facts_are_known_values(part: PartSpec) -> None:
     assert part.facts["updates"] in ("entry", "tensor", "model"), checks.label(part)
+
+
+class _Pair(Ranks):
+    """Two ranks that have not started."""
+
+    world = 2
+
+
+@pytest.mark.parametrize("piece", ["entry", "tensor"])
+def test_memory_of_devices_holds_the_run(part: PartSpec, piece: str) -> None:
+    """Two devices and their host hold what one device holds; a strategy that shards has less of the weights on each."""
+    one = DeviceMemory(1000, 1000, 2000, 300, 5000, layer=200, outside=100)
+    alone = sample_parts.made(part, ranks=Ranks()).memory(one, piece)
+    assert (alone.weights, alone.activations) == (one.weights, one.activations) or part.facts["several"]
+    each, where = sample_parts.made(part, ranks=_Pair()).memory(one, piece), checks.label(part)
+    assert 2 * (each.lasting + each.host) >= one.lasting, f"{where}: memory() forgets what one device holds"
+    if part.facts["shards"]:
+        assert each.weights < one.weights, f"{where}: shards, and memory() says that each device has all weights"

@@ -1,0 +1,51 @@
+"""Memory of each device: what `ablatio size` says, and what is refused before a run starts."""
+
+import json
+
+import pytest
+from helpers.gangs import TINY
+
+from ablatio.cli.size import run as size_command
+from ablatio.config.compose import compose_run
+from ablatio.errors import EnvironmentFault, UserError
+from ablatio.training import estimate
+from ablatio.training.run_spec import RunSpec
+
+
+def sizes(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    size_command([*TINY, *words, "--json"])
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_size_divides_by_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 4 devices each has 2 of 8 rows; zero3 divides all else too, and a given rate is that of one device."""
+    one = sizes(capsys)
+    assert "device" not in one and "seconds" not in one
+    four = sizes(capsys, "strategy=zero3", "trainer.devices=4", "--flops", "1e12")
+    device = four["device"]
+    assert [device[use] for use in ("weights", "gradients", "optimizer")] == [  # type: ignore[index]
+        -(-one[use] // 4)
+        for use in ("weights", "gradients", "optimizer")  # type: ignore[operator]
+    ]
+    assert device["activations"] == 2 * one["activations"]  # type: ignore[index,operator]
+    assert four["seconds"] == pytest.approx(5 * 8 * 32 * one["train_flops_per_token"] / 4e12)  # type: ignore[operator]
+    moved = sizes(capsys, "strategy=fsdp", "strategy.offload=cpu", "trainer.devices=4")["device"]
+    assert moved["optimizer"] == 0 and moved["host"] > one["optimizer"] / 4  # type: ignore[index,operator]
+    size_command([*TINY, "strategy=ddp", "trainer.devices=4"])
+    assert "each device" in capsys.readouterr().out
+    with pytest.raises(UserError, match="try: --flops"):
+        size_command([*TINY, "--flops", "0"])
+
+
+def test_refused_by_what_a_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With adamw, ddp needs 4 times the weights on each of two devices, and zero2 2.5 times."""
+
+    def check(strategy: str) -> None:
+        spec = RunSpec(compose_run([*TINY, f"strategy={strategy}", "trainer.devices=2"]).config)
+        monkeypatch.setattr(estimate, "memory_here", lambda trainer: 2 * 3 * spec.memory.weights)
+        estimate.check_memory(spec)
+
+    check("zero2")
+    with pytest.raises(EnvironmentFault, match=r"each of 2 devices with strategy=ddp has"):
+        check("ddp")
