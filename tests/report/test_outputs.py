@@ -110,7 +110,7 @@ def test_report_command_writes_all_files_and_prints_verdict(tmp_path: Path, caps
     assert main(["report", str(folder)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "swiglu beats gelu by 0.026 nats" in out and "silu and gelu: not resolved" in out
-    files = {"report.html", "report.md", "results.csv", "costs.csv", "shrunk.csv"}
+    files = {"report.html", "report.md", "results.csv", "costs.csv", "arms.tex", "shrunk.csv"}
     assert {p.name for p in (folder / "report").iterdir()} == files
     assert "| swiglu | 5 |" in (folder / "report" / "report.md").read_text()
 
