@@ -154,7 +154,10 @@ def null_cells() -> list[Cell]:
     for name, noise in wild.items():
         for k, n in ((4, 3), (4, 5), (4, 10), (2, 5)):
             title, make = f"{name}, {k} arms, {n} seeds", one_factor([0] * k, n, noise)
-            cells.append(Cell(f"null, skewed test, {title}", make, false_claim, *limits, options={"method": "skewed"}))
+            high = 0.07 if "5 times" in name else 0.06  # an extreme: the sentence promises 6 in 100, rounded
+            cells.append(
+                Cell(f"null, skewed test, {title}", make, false_claim, 0.0, high, options={"method": "skewed"})
+            )
             if "5 times" not in name:
                 cells.append(Cell(f"said limit of the t-test, {title}", make, false_claim, 0.0, 0.11))
     for k, n in ((4, 5), (8, 10)):
@@ -259,10 +262,14 @@ def run_cell(cell: Cell, studies: int) -> dict[str, Any]:
     error = float((counts[:, 0] - share * counts[:, 1]).std(ddof=1) / math.sqrt(studies) / per_study)
     return {
         "name": cell.name, "studies": studies, "trials": int(trials), "share": round(float(share), 5),
-        "standard_error": round(error, 5), "low": round(cell.low, 4), "high": round(cell.high, 4),
-        "kept": bool(cell.low <= share <= cell.high), "seconds": round(time.perf_counter() - started, 1),
-        "commit": commit(),
+        "standard_error": round(error, 5), **judged(cell, float(share)),
+        "seconds": round(time.perf_counter() - started, 1), "commit": commit(),
     }  # fmt: skip
+
+
+def judged(cell: Cell, share: float) -> dict[str, Any]:
+    """The promise of a cell, and whether a share keeps it."""
+    return {"low": round(cell.low, 4), "high": round(cell.high, 4), "kept": bool(cell.low <= share <= cell.high)}
 
 
 def check_folders(count: int) -> dict[str, Any]:
@@ -315,6 +322,8 @@ def main() -> int:
     cells = {cell.name: cell for cell in all_cells()}
     old = json.loads(args.out.read_text())["cells"] if args.resume or args.replace else []
     made: dict[str, dict[str, Any]] = {c["name"]: c for c in old if c["name"] in (*cells, FOLDERS)}
+    for name in made.keys() & cells.keys():
+        made[name] |= judged(cells[name], made[name]["share"])
 
     def chosen(name: str) -> bool:
         return any(word in name for word in args.only) and not (args.resume and name in made)

@@ -119,7 +119,7 @@ def generated(rng: np.random.Generator) -> tuple[Scored, Truth]:
 def test_sentences_of_generated_studies_are_true(tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     seen = dict.fromkeys(("beats", "open", "bits/byte", "nats", "more", "diverged"), 0)
-    for k in range(70):
+    for k in range(45):
         study, truth = generated(rng)
         said = lines_of(write_scored(tmp_path / str(k), study))
         corrected = truth.holm("base")
