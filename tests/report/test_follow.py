@@ -13,6 +13,7 @@ from helpers.runs import TINY, ablatio, begin
 
 from ablatio.report import follow
 
+pytestmark = pytest.mark.slow
 RELOADS = "location.reload"  # of a page whose file will be written again
 
 
