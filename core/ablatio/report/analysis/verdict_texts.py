@@ -98,7 +98,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "largest": "largest",
         "skewed": "Tested by a t-test corrected for skewness (Hall): {pairs}.",
         "wild": "The runs of {arm} seem to vary more than those of the other arms. If its scores are also skewed, up "
-        "to 11 in 100 studies without any difference claim one, with --interval skewed at most 6.",
+        "to 11 in 100 studies without any difference claim one, with --interval skewed about 6.",
         "unequal": "The spread of the arms differs, so it is not pooled: paired t-tests with Holm's correction.",
         "chance": "{interval}; {p}.",
         "interval": "Each interval covers its true difference in 95 of 100 studies",
@@ -194,7 +194,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "largest": "最大",
         "skewed": "用校正偏度的 t 检验（Hall）的比较：{pairs}。",
         "wild": "{arm} 各次运行的离散程度看来大于其他方案。若其得分又偏斜，100 次毫无差异的研究中会有多达 "
-        "11 次误报差异，用 --interval skewed 则至多 6 次。",
+        "11 次误报差异，用 --interval skewed 则约为 6 次。",
         "unequal": "各方案的离散程度不同，因此不合并：用配对 t 检验和 Holm 校正。",
         "chance": "{interval}；{p}。",
         "interval": "每个区间在 100 次研究中有 95 次包含该差值的真值",
