@@ -5,7 +5,6 @@ import dataclasses
 import importlib.util
 import io
 import shlex
-import string
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,6 @@ from helpers.studies import MIXED, Fake, plackett_burman, write_study
 from rich.console import Console
 
 from ablatio.api.reports import write_report
-from ablatio.report.analysis.effects_verdict import WORDS
 from ablatio.report.analysis.findings import Findings, find
 from ablatio.report.effects_table import effects_csv, effects_latex
 from ablatio.report.html.page_data import content
@@ -74,14 +72,6 @@ def test_reader_of_sentences_sees_false_claims(validity: ModuleType) -> None:
     text = "f2, from f2a to f2b: +0.027 nats [+0.017, +0.037], corrected p < 0.001"
     named = f"{text}; one interaction, f0 x f1, explains this about as well: no main effect is claimed"
     assert [validity.is_false(cell, validity.claims_of([t])[0]) for t in (text, named)] == [True, False]
-
-
-def test_languages_have_the_same_sentences_and_fields() -> None:
-    fields = {
-        language: {key: {f for _, f, _, _ in string.Formatter().parse(text) if f} for key, text in words.items()}
-        for language, words in WORDS.items()
-    }
-    assert fields["en"] == fields["zh"]
 
 
 def found_in(folder: Path, fake: Fake) -> Findings:
@@ -178,7 +168,7 @@ def test_diverged_runs_are_counted_beside_the_effects(tmp_path: Path) -> None:
     assert "Effects leave out runs that diverged: 4." in found_in(tmp_path / "s", fake).said()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_follow_up_command_extends_the_study(tmp_path: Path, text_file: Path) -> None:
     """The command of the verdict runs as it stands, keeps the runs of the study, and removes the alias."""
     out = tmp_path / "my runs"

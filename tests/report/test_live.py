@@ -14,8 +14,9 @@ from helpers.studies import Fake, write_study
 
 from ablatio.api.reports import find_in
 from ablatio.errors import EnvironmentFault
-from ablatio.report.html import live
-from ablatio.report.html.live import LiveReport, LiveServer, fingerprint
+from ablatio.report import watch
+from ablatio.report.html.live import LiveReport, LiveServer
+from ablatio.report.watch import fingerprint
 from ablatio.sweep.study import run_folder
 
 HALF = Fake(
@@ -55,7 +56,7 @@ def finish(folder: Path) -> None:
 
 
 def test_page_and_data_are_served_to_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.0)
     folder = write_study(tmp_path / "s", HALF)
     with served(folder) as server:
         assert server.server_address[0] == "127.0.0.1"
@@ -79,7 +80,7 @@ def test_page_and_data_are_served_to_this_machine_alone(tmp_path: Path, monkeypa
 
 
 def test_an_error_leaves_the_last_report_standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.0)
     folder = write_study(tmp_path / "s", HALF)
     with served(folder) as server:
         (folder / "study.json").unlink()
@@ -112,7 +113,7 @@ def test_fingerprint_changes_with_each_file_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_browser_follows_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys, refresh in place, a phone's width, and nothing asked of any other server."""
-    monkeypatch.setattr(live, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.0)
     folder = write_study(tmp_path / "s", HALF)
     with served(folder) as server, browser() as page:
         page.visit(server.url)

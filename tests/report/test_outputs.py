@@ -110,7 +110,7 @@ def test_report_command_writes_all_files_and_prints_verdict(tmp_path: Path, caps
     assert main(["report", str(folder)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "swiglu beats gelu by 0.026 nats" in out and "silu and gelu: not resolved" in out
-    files = {"report.html", "report.md", "results.csv", "costs.csv", "shrunk.csv"}
+    files = {"report.html", "report.md", "results.csv", "costs.csv", "arms.tex", "shrunk.csv"}
     assert {p.name for p in (folder / "report").iterdir()} == files
     assert "| swiglu | 5 |" in (folder / "report" / "report.md").read_text()
 
@@ -139,8 +139,8 @@ def test_report_of_a_thousand_runs_is_fast_and_small(tmp_path: Path, capsys: pyt
     folder = write_study(tmp_path / "s", Fake(axes=axes, seeds=(1, 2), baseline=base, steps=2000))
     start = time.process_time()
     assert main(["report", str(folder)]) == 0
-    assert time.process_time() - start < 20
-    assert (folder / "report" / "report.html").stat().st_size < 6e6
+    assert time.process_time() - start < 10
+    assert (folder / "report" / "report.html").stat().st_size < 2e6
     assert "more in the files" in capsys.readouterr().out
 
 

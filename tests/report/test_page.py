@@ -37,6 +37,9 @@ UNTRANSLATED_KEYS = """
     (([a, b]) => [...a.filter((k) => !b.includes(k)), ...b.filter((k) => !a.includes(k))])(
         [Object.keys(words.en), Object.keys(words.zh)])
 """
+CUT_TABLES = """
+    [...document.querySelectorAll(".box")].filter(b => b.scrollWidth > b.clientWidth).map(b => b.closest("section").id)
+"""
 EMPTY_CHARTS = "[...document.querySelectorAll('.figure')].filter(f => !f.querySelector('svg .mark')).length"
 
 
@@ -119,6 +122,9 @@ def test_page_fits_narrow_screens_and_prints(reports: dict[str, Path], tmp_path:
             page.asked.clear()
             page.open(reports["mixed"], width)
             assert_page_is_clean(page, reports["mixed"])
+        for name in STUDIES:
+            page.open(reports[name], 1200)
+            assert page.value(CUT_TABLES) == [], name
         page.pdf(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
         assert page.value("document.documentElement.dataset.theme") == "dark", (

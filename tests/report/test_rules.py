@@ -13,7 +13,6 @@ from tests.helpers.studies import ACTIVATIONS, Fake, write_study
 
 from ablatio.errors import ConfigError, UserError
 from ablatio.report.analysis.findings import find
-from ablatio.report.analysis.rules_texts import TEXTS
 from ablatio.report.html.page_data import content
 from ablatio.report.markdown import markdown_text
 from ablatio.report.read.run import Run
@@ -211,10 +210,3 @@ def test_shrunk_means_stand_in_page_and_markdown(tmp_path: Path) -> None:
     assert best.startswith("activation=swiglu,5,") and float(best.split(",")[-1]) > 0.5
     assert "## Shrunk means" in markdown_text(found) and "best with probability" in markdown_text(found)
     assert any("moderated t-test" in s for s in found.said())
-
-
-def test_both_languages_have_the_same_sentences() -> None:
-    english, chinese = TEXTS["en"], TEXTS["zh"]
-    assert english.keys() == chinese.keys()
-    for key, text in english.items():
-        assert set(re.findall(r"{(\w+)}", text)) == set(re.findall(r"{(\w+)}", chinese[key])), key

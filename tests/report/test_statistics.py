@@ -1,9 +1,10 @@
-"""Statistics: equal to scipy, statsmodels and scikit-posthocs; behavior for few, equal or diverged runs."""
+"""Statistics: equal to scipy, scikit-posthocs and definitions; behavior for few, equal or diverged runs."""
 
 import math
 
 import numpy as np
 import pytest
+from helpers.closed_tests import closed_tests
 from scipy import stats
 
 from ablatio.report import statistics
@@ -52,12 +53,10 @@ def test_permutation_test_enumerates_all_sign_flips() -> None:
     assert paired([1.0, 1.1, 1.2], [0.0, 0.0, 0.0], method="permutation").p == 2 ** (1 - 3)
 
 
-def test_corrections_match_statsmodels() -> None:
-    from statsmodels.stats.multitest import multipletests
-
+def test_corrections_match_closed_tests_and_scipy() -> None:
     for p in (np.random.default_rng(0).random(12) ** 3, np.array([0.01, 0.01, 0.5, 0.02]), np.array([0.03])):
-        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
-        assert benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1], rel=1e-12)
+        assert holm(p) == pytest.approx(closed_tests(p), rel=1e-12)
+        assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p, method="bh"), rel=1e-12)
 
 
 def test_corrections_count_comparisons_without_p_value() -> None:

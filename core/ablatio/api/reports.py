@@ -36,14 +36,19 @@ def find_in(
     )  # fmt: skip
 
 
-def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report.
+def write_report(
+    findings: "Findings", folders: Sequence[Path], out: Path | None = None, *, going_on: bool = False
+) -> Path:
+    """Write report.html, report.md, results.csv, costs.csv and arms.tex; return their folder, by default FOLDER/report.
 
     A study that estimates effects of settings also gets effects.csv and effects.tex; one of four arms or more gets
     shrunk.csv: means shrunk towards each other, probabilities to be the best.
+
+    going_on  True if the files will be written again: the page then loads itself anew while it is open
     """
     from ablatio.report.effects_table import effects_csv, effects_latex
     from ablatio.report.html.render import page_text
+    from ablatio.report.latex import arms_latex
     from ablatio.report.markdown import markdown_text
     from ablatio.report.shrunk_table import shrunk_csv
     from ablatio.report.terminal import arm_table
@@ -53,11 +58,12 @@ def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None
     remove_stray(out)  # of a report that was killed
     write_text(out / "results.csv", arm_table.results_csv(findings.table))
     write_text(out / "costs.csv", arm_table.costs_csv(findings.table))
+    write_text(out / "arms.tex", arms_latex(findings))
     if findings.factors is not None:
         write_text(out / "effects.csv", effects_csv(findings.factors))
         write_text(out / "effects.tex", effects_latex(findings.factors))
     if findings.shrunk:
         write_text(out / "shrunk.csv", shrunk_csv(findings))
     write_text(out / "report.md", markdown_text(findings))
-    write_text(out / "report.html", page_text(findings))
+    write_text(out / "report.html", page_text(findings, script="reload.js" if going_on else ""))
     return out

@@ -108,7 +108,8 @@ class StudyFolder:
     metric      another score: "val/loss"
     baseline    another arm: "norm=rmsnorm position=rope"
     correction  of p for multiple comparisons: "holm", "dunnett", "bh" (Benjamini-Hochberg), "none"
-    interval    "t" (paired), "moderated" (few seeds), "bootstrap" (BCa, for 20 seeds or more), "permutation"
+    interval    "t" (paired), "moderated" (few seeds), "skewed" (skewed scores of unequal spread), "bootstrap" (BCa, for
+                20 seeds or more), "permutation"
     """
 
     def __init__(self, folder: Path) -> None:

@@ -24,23 +24,28 @@ def run(arguments: list[str]) -> int:
         help="correction for multiple comparisons; dunnett: pooled variance; bh: Benjamini-Hochberg, for screening",
     )  # fmt: skip
     options.add_argument(
-        "--interval", choices=("t", "moderated", "bootstrap", "permutation"), default="t",
+        "--interval", choices=("t", "moderated", "skewed", "bootstrap", "permutation"), default="t",
         help="t: paired t; moderated: p with variances steadied by all pairs, for few seeds; "
+        "skewed: holds for skewed scores of unequal spread, with less power; "
         "bootstrap: BCa, for 20 seeds or more; permutation: p from the signs of the differences",
     )  # fmt: skip
     options.add_argument("--alpha", type=float, help="share of false claims that is accepted; by default the study's")
     options.add_argument("--margin", help="test against this difference: 0.005nats; by default the study's")
     options.add_argument("--target", help="test which arms reach this score: 3.28; by default the study's")
     options.add_argument("--quiet", action="store_true", help="write the files and print only their paths")
-    options.add_argument(
+    going_on = options.add_mutually_exclusive_group()
+    going_on.add_argument(
         "--serve", action="store_true", help="show the page on this machine, refreshed while runs go on"
     )
+    going_on.add_argument(
+        "--follow", action="store_true",
+        help="print the answer and write the files again while runs go on, until they have ended; Ctrl-C ends it",
+    )  # fmt: skip
     options.add_argument("--port", type=int, default=8417, help="port of --serve on 127.0.0.1; 0 takes a free one")
     args = options.parse_args(arguments)
     from rich.console import Console
 
     from ablatio.api.reports import find_in, write_report
-    from ablatio.report.escape import visible
     from ablatio.report.terminal import arm_table
 
     def load() -> "Findings":
@@ -49,14 +54,42 @@ def run(arguments: list[str]) -> int:
 
     if args.serve:
         return _serve(args.folders, load, args.port)
+    if args.follow:
+        return _follow(args.folders, load, args.out, args.quiet)
     findings = load()
     if not args.quiet:
         arm_table.show(Console(), findings)
-    out = write_report(findings, args.folders, args.out)
+    print(_written(write_report(findings, args.folders, args.out), findings))
+    return 0
+
+
+def _written(out: Path, findings: "Findings") -> str:
+    from ablatio.report.escape import visible
+
     more = ", effects.csv, effects.tex" if findings.factors is not None else ""
     more += ", shrunk.csv" if findings.shrunk else ""
-    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv{more}")
-    return 0
+    return f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv, arms.tex{more}"
+
+
+def _follow(folders: Sequence[Path], load: "Callable[[], Findings]", out: Path | None, quiet: bool) -> int:
+    """Report until the runs have ended or Ctrl-C; 1 if they stopped before their end."""
+    from rich.console import Console
+
+    from ablatio.api.reports import write_report
+    from ablatio.report.follow import follow
+
+    told: list[str] = []
+
+    def write(findings: "Findings", going_on: bool) -> None:
+        told[:] = [_written(write_report(findings, folders, out, going_on=going_on), findings)]
+
+    try:
+        ended = follow(folders, load, write, Console(quiet=quiet))
+    except KeyboardInterrupt:
+        print()
+        ended = True
+    print(*told, sep="\n")
+    return 0 if ended else 1
 
 
 def _serve(folders: Sequence[Path], load: "Callable[[], Findings]", port: int) -> int:

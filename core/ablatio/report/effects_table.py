@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.escape import csv_text, latex
+from ablatio.report.latex import COMPARED, tabular
 from ablatio.report.statistics import Contrast, Term
 
 PAIRS = 15  # differences of one setting that a table shows; of more, the most certain
@@ -78,19 +79,14 @@ def effects_latex(found: StudyEffects) -> str:
     """LaTeX table of the effects, for the package booktabs."""
     rows = effect_rows(found)
     aliased = any(r.aliases or r.partial for r in rows)
-    head = ["effect", "contrast", "difference", r"95\,\% interval", "$p$", *(["aliases"] if aliased else [])]
-    lines = [
-        "% needs \\usepackage{booktabs}; intervals and p hold for all differences together",
-        f"\\begin{{tabular}}{{llrrr{'l' * aliased}}}",
-        "\\toprule",
-        " & ".join(head) + r" \\",
-        "\\midrule",
-    ]
+    head = ["effect", "contrast", *COMPARED, *(["aliases"] if aliased else [])]
+    lines = []
     for row in rows:
         effect, contrast, value, interval, p, aliases = row.cells
         words = [latex(effect), latex(contrast), *(f"${x}$" if x else "" for x in (value, interval, p))]
-        lines.append(" & ".join([*words, *([latex(aliases)] if aliased else [])]) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+        lines.append([*words, *([latex(aliases)] if aliased else [])])
+    about = "% needs \\usepackage{booktabs}; intervals and p hold for all differences together\n"
+    return about + tabular(head, "llrrr" + "l" * aliased, lines)
 
 
 def caption(found: StudyEffects) -> str:

@@ -18,7 +18,10 @@ _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
 
 def visible(text: object) -> str:
     r"""Replace control characters, escape codes and direction marks by their codes (`\\x1b[2J`), newlines by spaces."""
-    return "".join(_shown(c) for c in " ".join(str(text).splitlines()))
+    found = str(text)
+    if found.isprintable():  # nearly all: neither line breaks nor any of the categories of `_shown`
+        return found
+    return "".join(_shown(c) for c in " ".join(found.splitlines()))
 
 
 def lines_of(text: object) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from statistics import median
 from typing import Any
 
@@ -147,7 +149,10 @@ def choose_metric(table: Table, asked: str | None) -> str:
         main = next((str(r.main["name"]) for r in table.counted if "name" in r.main), LOSS)
         return main if main in known or not known else known[0]
     if known and asked not in known:
-        raise UserError(f"no score {asked} is in every run that is done\n    there are {', '.join(known)}")
+        likely = next(iter(get_close_matches(asked, known, 1)), known[0])
+        raise UserError(
+            f"no score {asked} is in every run that is done; there are {', '.join(known)}\n    try: --metric {likely}"
+        )
     return asked
 
 
@@ -205,8 +210,12 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
         found = [a for a in arms if wanted <= {*a.label.split(), *a.settings.values()}]
         chosen = [a for a in found if wanted in (set(a.label.split()), set(a.settings.values()))] or found
         if len({a.cell for a in chosen}) != 1:
-            known = "\n    ".join(a.label for a in (found or arms)[:20])
-            raise UserError(f"--baseline {asked!r} names {len(found)} arms, one was expected\n    {known}")
+            known = [a.label for a in (found or arms)[:20]]
+            likely = next(iter(get_close_matches(asked, known, 1, 0.3)), known[0])
+            raise UserError(
+                "\n    ".join([f"--baseline {asked!r} names {len(found)} arms, one was expected", *known])
+                + f"\n    try: --baseline {shlex.quote(likely)}"
+            )
     if chosen:  # of several budgets, the one with most finished runs, then the largest
         max(chosen, key=lambda a: (a.count("done"), a.size("tokens") or 0)).baseline = True
 

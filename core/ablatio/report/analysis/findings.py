@@ -201,7 +201,7 @@ def find(
     """Compare the arms of a table.
 
     correction             for many comparisons: holm, dunnett, bh (Benjamini-Hochberg, for screening), none
-    method                 of intervals and p: t, moderated, bootstrap (BCa), permutation
+    method                 of intervals and p: t, moderated, skewed, bootstrap (BCa), permutation
     alpha, margin, target  instead of the study's
     """
     score = comparable_score(table, primary(table, metric))

@@ -175,6 +175,8 @@ class _Headlines(Speaker):
         if skewed := [p for p in tested if "skew" in p.difference.method]:
             pairs = (f"{p.a}{self.words['and']}{p.b}" for p in skewed[:LISTED])
             found.append(self.say("skewed", pairs=self.words["comma"].join(pairs) + (", ..." * (len(skewed) > LISTED))))
+        if self.comparison.wild is not None:
+            found.append(self.say("wild", arm=self.comparison.wild))
         intervals = [p for p in tested if not math.isnan(p.difference.low)]
         if intervals:
             found.append(self.say("chance", interval=self._interval(), p=self.words[self._correction]))

@@ -8,83 +8,29 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-from ablatio.errors import AblatioError, EnvironmentFault
-from ablatio.report.analysis.findings import Findings
-from ablatio.report.escape import visible
+from ablatio.errors import EnvironmentFault
 from ablatio.report.html.page_data import content
 from ablatio.report.html.render import page_text
-from ablatio.sweep.study import JOBS, LEDGER, RUNS, STUDY
+from ablatio.report.watch import WatchedReport
 
 HOST = "127.0.0.1"
-WATCHED = (
-    STUDY,
-    LEDGER,
-    "config.json",
-    "metrics.csv",
-    "summary.json",
-    "error.txt",
-)  # files whose change changes a report
-LEAST_SECONDS = 2.0  # between two analyses
 
 
-class LiveReport:
-    """The report of folders, analyzed again when a file in them has changed.
-
-    load  analyzes the folders; an error leaves the last report standing and is shown in it
-    """
-
-    def __init__(self, folders: Sequence[Path], load: Callable[[], Findings]) -> None:
-        self.folders, self.load = [Path(f) for f in folders], load
-        self.lock = threading.Lock()
-        self.seen, self.at = -1, 0.0
-        self.findings = load()
-        self.trouble = ""
-        self.seen, self.at = fingerprint(self.folders), time.monotonic()
-
-    def refresh(self) -> None:
-        """Analyze the folders again if they have changed and the last analysis is not just over."""
-        with self.lock:
-            if time.monotonic() - self.at < LEAST_SECONDS:
-                return
-            now = fingerprint(self.folders)
-            if now != self.seen:
-                try:
-                    self.findings, self.trouble = self.load(), ""
-                except AblatioError as error:
-                    self.trouble = visible(str(error).splitlines()[0])
-                self.seen = now
-            self.at = time.monotonic()
+class LiveReport(WatchedReport):
+    """A report of folders that is kept up to date, as a page and its data."""
 
     def page(self) -> str:
         """The page, which asks for new data by itself."""
-        return page_text(self.findings, live=True)
+        return page_text(self.findings, script="live.js")
 
     def data(self) -> str:
         """Data of the page as JSON, with its version."""
         return json.dumps(
             {"version": self.seen, "trouble": self.trouble, "data": content(self.findings)}, allow_nan=False
         )
-
-
-def fingerprint(folders: Sequence[Path]) -> int:
-    """A number that changes when a watched file in the folders changes."""
-    found: list[tuple[str, int, int]] = []
-    for folder in folders:
-        places = [folder, *folder.glob("*"), *(folder / RUNS).glob("*")]
-        for path in (p / name for p in places for name in WATCHED):
-            with suppress(OSError):
-                stat = path.stat()
-                found.append((str(path), stat.st_mtime_ns, stat.st_size))
-        with suppress(OSError):
-            found.append((str(folder), (folder / JOBS).stat().st_mtime_ns, 0))
-    return abs(hash(tuple(found))) % (1 << 52)
 
 
 class LiveServer(ThreadingHTTPServer):

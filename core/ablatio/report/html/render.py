@@ -47,12 +47,16 @@ beside it hold the same numbers.</p></noscript>
 """
 
 
-def page_text(findings: Findings, *, live: bool = False) -> str:
-    """The whole page.  live: served by `LiveServer`, it asks for new data by itself."""
+def page_text(findings: Findings, *, script: str = "") -> str:
+    """The whole page.
+
+    script  one more of the assets: `live.js`, with which the page asks `LiveServer` for new data, or `reload.js`, with
+            which it loads its file anew
+    """
     assets = files("ablatio.report.html") / "assets"
     style = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in STYLES)
-    scripts = (*SCRIPTS[:-1], *(["live.js"] if live else []), SCRIPTS[-1])  # page.js builds the page, so it is last
-    script = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in scripts)
+    scripts = (*SCRIPTS[:-1], *([script] if script else []), SCRIPTS[-1])  # page.js builds the page, so it is last
+    code = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     words = {n: json.loads(assets.joinpath(f"words.{n}.json").read_text(encoding="utf-8")) for n in LANGUAGES}
     title = visible(findings.question or findings.table.study.name)
     return PAGE.format(
@@ -60,9 +64,9 @@ def page_text(findings: Findings, *, live: bool = False) -> str:
         plain="".join(f"<p>{html.escape(visible(s))}</p>" for s in findings.said()),
         style=style,
         style_hash=digest(style),
-        script=script,
-        connect="connect-src 'self'; " if live else "",
-        script_hash=digest(script),
+        script=code,
+        connect="connect-src 'self'; " if script == "live.js" else "",
+        script_hash=digest(code),
         data=script_json(content(findings)),
         words=script_json(words),
     )

@@ -89,6 +89,19 @@ def entries_in(roots: Sequence[Path]) -> list[Entry]:
     return list(found.values())
 
 
+def is_at_work(folder: Path) -> bool:
+    """True if a process works in a study, a recipe, a run, or a folder of them."""
+    places = [folder] if _kind(folder) or not folder.is_dir() else _below(folder)
+    return any(owner_of(place / RUN_LOCK) or "running" in _state(place).split() for place in places)
+
+
+def _state(folder: Path) -> str:
+    kind = _kind(folder)
+    if kind == "run":
+        return _run_state(folder, _object(folder / "summary.json"))
+    return _study_state(folder) if kind == "study" else _recipe_state(folder)
+
+
 def _below(root: Path, depth: int = 2) -> Iterator[Path]:
     """Entries below a folder that is none itself; links are not followed."""
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink()):
@@ -118,7 +131,7 @@ def _read(folder: Path) -> Entry:
         refers = [Path(v).expanduser() for v in settings.values() if os.sep in v and Path(v).expanduser().is_dir()]
         return Entry(folder, kind, _run_state(folder, summary), known, name if known is not None else "", size, time,
                      settings, refers)  # fmt: skip
-    state = _study_state(folder) if kind == "study" else _recipe_state(folder)
+    state = _state(folder)
     words = [str(o) for o in told.get("overrides", [])] if isinstance(told.get("overrides"), list) else []
     settings = dict(word.lstrip("+~").split("=", 1) for word in words if "=" in word)
     return Entry(folder, kind, state, size=size, time=time, settings=settings)

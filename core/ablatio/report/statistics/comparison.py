@@ -14,7 +14,17 @@ from ablatio.report.statistics.moderated import moderate
 from ablatio.report.statistics.multiple_testing import benjamini_hochberg, dunnett, holm
 from ablatio.report.statistics.paired_tests import Difference, Method, paired, t_test
 from ablatio.report.statistics.power import seeds_needed, smallest_difference
-from ablatio.report.statistics.robustness import GUARD, UNEQUAL, skew_corrected, skewed, unequal_spread
+from ablatio.report.statistics.robustness import (
+    GUARD,
+    SKEW_SEEDS,
+    UNEQUAL,
+    possible_skewness,
+    skew_corrected,
+    skewed,
+    skewness,
+    unequal_spread,
+    varies_most,
+)
 
 Better = Literal["low", "high"]
 Correction = Literal["holm", "dunnett", "bh", "none"]
@@ -98,6 +108,7 @@ class Comparison:
     divergence  how often each arm diverged; empty if no run did
     correction  that was applied
     unequal     True if the spread of the arms differs too much for the pooled test that was asked for
+    wild        arm that varies more than the others, if its paired t-tests are not corrected for skewness
     """
 
     arms: tuple[ArmScore, ...]
@@ -110,6 +121,7 @@ class Comparison:
     best: str | None = None
     lead: Difference | None = None
     unequal: bool = False
+    wild: str | None = None
 
     def arm(self, label: str) -> ArmScore:
         """The arm with this label."""
@@ -139,7 +151,8 @@ def compare(
     A seed that an arm lacks was not run or failed; an arm without any seed stays a comparison, so that its failure
     makes the other claims no easier.  Two arms are compared over the seeds in which both have a value; what is left
     out is counted in the pair and in the arm, never dropped silently.  Differences that look skewed get a t-test
-    corrected for it (`skew_corrected`).  Dunnett's test gives way to Holm's if the spread of the arms differs.
+    corrected for it (`skew_corrected`), and so do all those of an arm that varies more than the others.  Dunnett's test
+    gives way to Holm's if the spread of the arms differs.
 
     Raises:
         ValueError: the baseline is not an arm, or Dunnett's test is asked for without a baseline.
@@ -150,7 +163,9 @@ def compare(
         raise ValueError("Dunnett's test is against a baseline, and none was given; use correction='holm'")
     names = [(a, baseline) for a in values if a != baseline] if baseline is not None else list(combinations(values, 2))
     names = [(a, b) for a, b in names if groups is None or groups.get(a) == groups.get(b)]
-    compared = [_difference(values[a], values[b], method, better) for a, b in names]
+    wild = _varies_most(values, names) if method == "t" else None
+    skew = _skew_to_correct(values, names, baseline, method, wild)
+    compared = [_difference(values[a], values[b], method, better, skew.get((a, b))) for a, b in names]
     found, signs = [d for d, _ in compared], [sign for _, sign in compared]
     found = moderate(found) if method == "moderated" else found
     unequal = correction == "dunnett" and _unequal(values, [*dict.fromkeys(x for pair in names for x in pair)])
@@ -161,11 +176,10 @@ def compare(
         _pair(a, b, values, (difference, sign), p, family, better, alpha)
         for (a, b), difference, sign, p in zip(names, found, signs, corrected, strict=True)
     ]
-    pairs = [_with_corrected_interval(pair, values, family, alpha) for pair in pairs]
-    scores = _scores(values, better)
-    return Comparison(
-        scores, tuple(pairs), baseline, better, applied, alpha, _divergence(values, baseline), unequal=unequal
-    )
+    pairs = [_with_corrected_interval(p, values, family, alpha, skew.get((p.a, p.b))) for p in pairs]
+    scores, lost = _scores(values, better), _divergence(values, baseline)
+    wild = wild if any(wild in (p.a, p.b) and p.difference.method != SKEWED for p in pairs) else None
+    return Comparison(scores, tuple(pairs), baseline, better, applied, alpha, lost, unequal=unequal, wild=wild)
 
 
 def compare_with_best(values: Values, *, better: Better = "low", alpha: float = 0.05) -> Comparison:
@@ -216,30 +230,57 @@ def _sound(of: Mapping[int, float]) -> dict[int, float]:
 
 
 def _difference(
-    a: Mapping[int, float], b: Mapping[int, float], method: Method, better: Better
+    a: Mapping[int, float], b: Mapping[int, float], method: Method, better: Better, skew: Sequence[float] | None
 ) -> tuple[Difference, int]:
     """Return the difference and its sign: that of the mean, or of the ranks if a run diverged."""
     if not all(math.isfinite(v) for v in (*a.values(), *b.values())):
         return ranked_difference(a, b, better)
     common = sorted(a.keys() & b.keys())
     found = paired([a[s] for s in common], [b[s] for s in common], method=method)
-    gaps = [a[s] - b[s] for s in common]
-    if method == "t" and found.sd > 0 and skewed(gaps):
-        low, high, p = skew_corrected(gaps)
+    if skew and found.sd > 0:
+        low, high, p = skew_corrected(_gaps(a, b), skew=skew)
         found = replace(found, low=low, high=high, p=p, method=SKEWED)
     return found, -1 if found.mean < 0 else 1
 
 
+def _gaps(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
+    """Differences over the seeds in which both have a value."""
+    return [a[s] - b[s] for s in sorted(a.keys() & b.keys()) if math.isfinite(a[s]) and math.isfinite(b[s])]
+
+
+def _skew_to_correct(
+    values: Values, names: Sequence[tuple[str, str]], baseline: str | None, method: Method, wild: str | None
+) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Pair -> skewness that its t-test is corrected for; pairs without need are missing."""
+    if method not in ("t", "skewed"):
+        return {}
+    gaps = {(a, b): _gaps(values[a], values[b]) for a, b in names}
+    others = [skewness(of) for of in gaps.values()] if baseline is not None else []
+    found = {}
+    for pair, of in gaps.items():
+        if method == "skewed" or (wild in pair and len(of) >= SKEW_SEEDS):
+            found[pair] = possible_skewness(of, others)
+        elif skewed(of):
+            found[pair] = (skewness(of),)
+    return found
+
+
+def _varies_most(values: Values, names: Sequence[tuple[str, str]]) -> str | None:
+    kept, table = _table(values, [*dict.fromkeys(x for pair in names for x in pair)])
+    place = varies_most(table) if len(table) else None
+    return None if place is None else kept[place]
+
+
 def _unequal(values: Values, arms: Sequence[str]) -> bool:
-    table = _table(values, arms)
+    _, table = _table(values, arms)
     return len(table) > 0 and unequal_spread(table) <= UNEQUAL
 
 
-def _table(values: Values, arms: Sequence[str]) -> Any:
-    """Scores (seeds, arms) of the seeds that all these arms have, without arms that have none or diverged."""
+def _table(values: Values, arms: Sequence[str]) -> tuple[list[str], Any]:
+    """Arms that have values and did not diverge, and their scores (seeds, arms) in the seeds that all of them have."""
     kept = [a for a in arms if values[a] and all(map(math.isfinite, values[a].values()))]
     seeds = _shared({a: values[a] for a in kept}) if kept else []
-    return np.array([[values[a][s] for a in kept] for s in seeds])
+    return kept, np.array([[values[a][s] for a in kept] for s in seeds])
 
 
 def _corrected(
@@ -261,7 +302,7 @@ def _dunnett(values: Values, names: Sequence[tuple[str, str]], raw: Sequence[flo
         return [float(p) for p in holm(raw)]
     base = names[0][1]
     alive = [a for a, _ in names if values[a]]
-    table = _table(values, [base, *alive])
+    _, table = _table(values, [base, *alive])
     if not values[base] or len(table) < 2 or not alive:
         return [math.nan] * len(names)
     p = dict(zip(alive, dunnett(table, len(names)), strict=True))
@@ -290,7 +331,9 @@ def _pair(
     return Pair(a, b, difference, p, None, left_out, detectable, _planned_seeds(difference, family + 1, alpha))
 
 
-def _with_corrected_interval(pair: Pair, values: Values, family: int, alpha: float) -> Pair:
+def _with_corrected_interval(
+    pair: Pair, values: Values, family: int, alpha: float, skew: Sequence[float] | None
+) -> Pair:
     """Add the interval of confidence 1 - alpha / family, if the pair's own one contradicts its p.
 
     Without the correction an interval may lie to one side of 0 beside a corrected p above alpha.
@@ -298,9 +341,8 @@ def _with_corrected_interval(pair: Pair, values: Values, family: int, alpha: flo
     d = pair.difference
     if pair.better is not None or family < 2 or math.isnan(d.low) or not excludes_zero(d.low, d.high):
         return pair
-    gaps = [values[pair.a][s] - values[pair.b][s] for s in sorted(values[pair.a].keys() & values[pair.b].keys())]
-    confidence = 1 - alpha / family
-    low, high = skew_corrected(gaps, confidence)[:2] if d.method == SKEWED else t_test(gaps, confidence)[2:4]
+    gaps, confidence = _gaps(values[pair.a], values[pair.b]), 1 - alpha / family
+    low, high = skew_corrected(gaps, confidence, skew)[:2] if d.method == SKEWED else t_test(gaps, confidence)[2:4]
     wide = (float(low), float(high))
     return pair if excludes_zero(*wide) else replace(pair, corrected=wide)
 

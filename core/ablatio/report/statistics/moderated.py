@@ -9,7 +9,7 @@ w (n - 1).  Smyth estimates d0 from the variances, taking them as independent.  
 estimate names a false winner in 8 to 11 % of studies with 3 seeds, and the variance pooled over all arms in 9 to 23 %
 if one arm varies three times as much, or if all arms but the baseline are correlated.  A pool that never weighs more
 than the pair's own seeds stays at 5 % or below in all of these cells (benchmarks/validity.py).  Skewed noise of unequal
-spread breaks it as it breaks the paired t-test.
+spread breaks it as it breaks the paired t-test (method "skewed" is for that).
 """
 
 import math

@@ -1,5 +1,6 @@
 """Corrections of p values for many comparisons, and rank tests over several tasks."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +65,25 @@ def _beyond(limit: float, m: int, df: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Mean rank of each arm over tasks (1 is best), Friedman's p of no difference, Nemenyi's p of each pair.
+    """Mean rank of each arm over tasks (1 is best) and Friedman's p of no difference.
 
-    Two arms whose mean ranks differ by more than `critical` differ at the 5 % level.
+    Two arms whose mean ranks differ by more than `critical` differ at the 5 % level; error: unit of such differences.
     """
 
     mean: tuple[float, ...]
     p: float
-    pairs: Any  # (arms, arms)
     critical: float
+    error: float
+
+    @property
+    def pairs(self) -> Any:
+        """Nemenyi's p of each pair: (arms, arms)."""
+        from scipy import stats
+
+        mean = np.array(self.mean)
+        p = stats.studentized_range.sf(np.abs(mean[:, None] - mean) / self.error, len(mean), np.inf)
+        np.fill_diagonal(p, 1.0)
+        return p
 
 
 def ranks(scores: ArrayLike, *, better: str = "low") -> Ranks:
@@ -87,10 +98,7 @@ def ranks(scores: ArrayLike, *, better: str = "low") -> Ranks:
         tasks * arms * (arms**2 - 1)
     )
     squares = 12 * tasks / (arms * (arms + 1)) * ((mean - (arms + 1) / 2) ** 2).sum()
-    error = np.sqrt(arms * (arms + 1) / (6 * tasks))
-    apart = np.abs(mean[:, None] - mean) / error * np.sqrt(2)  # Nemenyi's q is a studentized range, hence sqrt(2)
-    pairs = stats.studentized_range.sf(apart, arms, np.inf)
-    np.fill_diagonal(pairs, 1.0)
-    critical = stats.studentized_range.isf(0.05, arms, np.inf) / np.sqrt(2) * error
+    error = math.sqrt(arms * (arms + 1) / (12 * tasks))  # Nemenyi's q is a studentized range
+    critical = float(stats.studentized_range.isf(0.05, arms, np.inf)) * error
     p = float(special.chdtrc(arms - 1, squares / ties)) if ties > 0 else 1.0
-    return Ranks(tuple(mean.tolist()), p, pairs, float(critical))
+    return Ranks(tuple(mean.tolist()), p, critical, error)

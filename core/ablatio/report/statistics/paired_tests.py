@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-Method = Literal["t", "moderated", "bootstrap", "permutation"]
+Method = Literal["t", "moderated", "skewed", "bootstrap", "permutation"]
 Array = NDArray[np.floating[Any]]
 ROUNDING = 1e-12  # relative spread below which differences vary by rounding alone
 
@@ -44,6 +44,7 @@ def paired(
     permutation  all 2^n sign flips of the differences (`resamples` random ones if there are more); its smallest p is
                  2^(1-n), so 5 seeds cannot reach 0.05.  The interval is that of the t-test.
     moderated    of several pairs (`compare`): one pair has no other to steady its variance, so this is t
+    skewed       likewise of `compare`, which knows what other pairs say about the skewness; here this is t
 
     Raises:
         ValueError: the shapes differ, or a value is not finite (leave diverged runs out and count them, see `compare`).
@@ -61,7 +62,7 @@ def paired(
     if np.ptp(differences) <= ROUNDING * scale:
         return _without_spread(differences, scale)
     mean, sd, low, high, p = (float(x) for x in t_test(differences, confidence))
-    if method in ("t", "moderated"):
+    if method in ("t", "moderated", "skewed"):
         return Difference(mean, low, high, p, len(differences), sd, "paired t")
     p = sign_flips(differences, resamples, rng)
     if method == "permutation":

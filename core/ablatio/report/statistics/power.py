@@ -7,6 +7,7 @@ assurance: the power averaged over sigma = sd sqrt(df / chi2_df), the posterior 
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from scipy import special
@@ -29,8 +30,8 @@ def power(n: int, delta: float, sd: float, arms: int = 2, alpha: float = 0.05) -
         return 1.0 if delta else 0.0
     shift = abs(delta) * math.sqrt(n) / sd
     limit = -special.stdtrit(n - 1, alpha / (arms - 1) / 2)
-    wrong_side = special.nctdtr(n - 1, shift, -limit)  # scipy gives nan where it is below 1e-16
-    return float(1 - special.nctdtr(n - 1, shift, limit) + np.nan_to_num(wrong_side))
+    wrong_side = float(special.nctdtr(n - 1, shift, -limit))  # scipy gives nan where it is below 1e-16
+    return 1 - float(special.nctdtr(n - 1, shift, limit)) + (0.0 if math.isnan(wrong_side) else wrong_side)
 
 
 def assurance(n: int, delta: float, sd: float, df: int, arms: int = 2, alpha: float = 0.05) -> float:
@@ -82,17 +83,21 @@ def smallest_difference(
 
     df: degrees of freedom of a measured sd, for a plan by assurance; None: the spread is known.
     """
-    from scipy.optimize import brentq
-
     _check(0.0, sd, arms, alpha)
     if n < 2:
         return math.nan
-    if sd == 0:
-        return 0.0
-    high = sd
-    while _expected(n, high, sd, arms, alpha, df) < power:
+    return sd * _smallest_ratio(n, arms, alpha, power, df) if sd else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _smallest_ratio(n: int, arms: int, alpha: float, power: float, df: int | None) -> float:
+    """Smallest difference in units of its sd; the same for all pairs of a study."""
+    from scipy.optimize import brentq
+
+    high = 1.0
+    while _expected(n, high, 1.0, arms, alpha, df) < power:
         high *= 2
-    return float(brentq(lambda delta: _expected(n, delta, sd, arms, alpha, df) - power, 0.0, high, xtol=1e-12 * high))
+    return float(brentq(lambda delta: _expected(n, delta, 1.0, arms, alpha, df) - power, 0.0, high, xtol=1e-12 * high))
 
 
 def _expected(n: int, delta: float, sd: float, arms: int, alpha: float, df: int | None) -> float:

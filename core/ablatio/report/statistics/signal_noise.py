@@ -8,7 +8,6 @@ the arms during training with their order at its end.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
@@ -58,12 +57,12 @@ def score_quality(
     each = [v for c in runs if not math.isnan(v := checkpoint_noise(c[1]))]
     training = float(np.mean(each)) if each else math.nan
     sign = 1 if higher else -1
-    rising = [v for c in runs if not math.isnan(v := sign * _spearman(c[0], c[1]))]
+    rising = sign * _rank_correlations(runs)
     table = _arm_curves(curves)
     return ScoreQuality(
         len(means), max((len(by) for by in finals.values()), default=0), max((len(c[0]) for c in runs), default=0),
         signal, seed, training, _ratio(signal, seed), _ratio(signal, training),
-        float(np.mean(rising)) if rising else math.nan, rank_stability(table), _decisions(table),
+        float(rising.mean()) if len(rising) else math.nan, rank_stability(table), _decisions(table),
     )  # fmt: skip
 
 
@@ -103,7 +102,7 @@ def _arm_curves(curves: Mapping[str, Sequence[Curve]]) -> np.ndarray:
     every = [c for of_arm in curves.values() for c in of_arm if len(c[0])]
     steps = sorted(set.intersection(*(set(c[0]) for c in every))) if every else []
     rows = [
-        np.mean([[dict(zip(*c, strict=True))[s] for s in steps] for c in of_arm if len(c[0])], 0)
+        np.mean([list(map(dict(zip(*c, strict=True)).__getitem__, steps)) for c in of_arm if len(c[0])], 0)
         for of_arm in curves.values()
         if any(len(c[0]) for c in of_arm)
     ]
@@ -126,15 +125,24 @@ def rank_stability(table: np.ndarray) -> float:
 def _decisions(table: np.ndarray) -> float:
     if table.shape[0] < 2 or table.shape[1] < 4:
         return math.nan
+    a, b = np.triu_indices(len(table), 1)
     half, last = table[:, table.shape[1] // 2], table[:, -1]
-    same = [(half[a] - half[b]) * (last[a] - last[b]) > 0 for a, b in combinations(range(len(last)), 2)]
-    return float(np.mean(same))
+    return float(((half[a] - half[b]) * (last[a] - last[b]) > 0).mean())
 
 
-def _spearman(steps: Sequence[float], values: Sequence[float]) -> float:
-    from scipy.stats import spearmanr
+def _rank_correlations(curves: Sequence[Curve]) -> np.ndarray:
+    """Spearman's correlation of the values with the steps, which ascend, for each curve that is not constant."""
+    from scipy.stats import rankdata
 
-    return float(spearmanr(steps, values).statistic) if np.ptp(values) > 0 else math.nan
+    lengths: dict[int, list[Sequence[float]]] = {}
+    for _, values in curves:
+        if np.ptp(values) > 0:
+            lengths.setdefault(len(values), []).append(values)
+    found = [np.zeros(0)]
+    for length, rows in lengths.items():
+        ranks, steps = rankdata(rows, axis=1) - (length + 1) / 2, np.arange(length) - (length - 1) / 2
+        found.append(ranks @ steps / np.sqrt((ranks**2).sum(1) * (steps**2).sum()))
+    return np.concatenate(found)
 
 
 def _ratio(signal: float, noise: float) -> float:

@@ -181,7 +181,7 @@ function curvePanels(data, set, t) {
   const inSight = [...bands.keys()].filter((i) => shown.includes(i) || data.arms[i].baseline).map((i) => bands.get(i));
   const base = [...bands.values()].find((b) => data.arms[b.arm].baseline);
   return shown.filter((i) => bands.has(i)).map((i) => h("div", { class: "panel" }, h("h3", {}, data.arms[i].name), figure((width) => {
-    const f = frame(width, 150, { left: 42, right: 6, top: 8, bottom: 22 }, data.arms[i].name);
+    const f = frame(width, 150, { left: 42, right: 14, top: 8, bottom: 22 }, data.arms[i].name);
     const { x, y } = curveScales(f, inSight, set);
     axisY(f, y, { count: 3 });
     axisX(f, x, { count: 3, format: short });

@@ -83,7 +83,7 @@ function columns() {
     based && [t("difference"), (a) => a.pair?.mean, (a) => differenceCell(a, digits)],
     based && [t("p"), (a) => a.pair?.p, (a) => (a.pair ? pText(a.pair.p) : "")],
     size("parameters", short), size("trainable", short), size("non_embedding", short), size("flops_per_token", short), size("tokens", short),
-    [t("rate"), (a) => a.rate, (a) => rateCell(a)],
+    [rateTitle(), (a) => a.rate, (a) => rateCell(a)],
     [t("diverged_of"), (a) => a.states.diverged || 0, (a) => t("of", { k: a.states.diverged || 0, n: Object.values(a.states).reduce((x, y) => x + y, 0) })],
     [t("memory"), (a) => a.memory, (a) => bytes(a.memory)],
     [t("step_seconds"), (a) => a.step_seconds, (a) => duration(a.step_seconds)],
@@ -102,10 +102,18 @@ function differenceCell(a, digits) {
   return h("span", { class: outcome(a.pair, a.name) }, h("span", { class: "tint" }, signed(a.pair.mean, digits)), reach);
 }
 
+const rateNote = (a) => (a.rate_is_free ? "" : t(Object.keys(a.tuned).length ? "tuned" : "untuned"));
+
+/** What holds for the rate of every arm stands in the head, else beside each. */
+function rateTitle() {
+  const notes = new Set(data.arms.filter((a) => known(a.rate)).map(rateNote));
+  return [t("rate"), notes.size === 1 && [...notes][0]].filter(Boolean).join(" ");
+}
+
 function rateCell(a) {
-  const tuned = Object.keys(a.tuned).length > 0;
-  const note = a.rate_is_free ? null : h("span", { class: "tag", title: Object.entries(a.tuned).map(([k, v]) => `${k}=${v}`).join(" ") }, t(tuned ? "tuned" : "untuned"));
-  return [rateText(a.rate), note];
+  const tuned = Object.entries(a.tuned).map(([k, v]) => `${k}=${v}`).join(" ");
+  const note = rateNote(a) && !rateTitle().endsWith(rateNote(a));
+  return [rateText(a.rate), note && h("span", { class: "tag", title: tuned }, rateNote(a))];
 }
 
 function armTable() {
