@@ -108,8 +108,8 @@ def continue_tokens(model: LanguageModel, config: Mapping[str, Any], origin: Tak
 
 def _has_tokens(config: Mapping[str, Any]) -> bool:
     """True if the peft method adds virtual tokens."""
-    node = config.get("peft")
-    return bool(node) and bool(kinds.pefts[str(node["name"])].facts["virtual"])
+    node = config.get("peft") or {"name": kinds.pefts.default}
+    return bool(kinds.pefts[str(node["name"])].facts["virtual"])
 
 
 def _tokens_of(saved: SavedRun, peft: Mapping[str, Any] | None) -> dict[str, Tensor]:
