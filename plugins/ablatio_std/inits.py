@@ -18,7 +18,7 @@ def normal(weight: Tensor, info: ParameterInfo, generator: torch.Generator, *, s
     weight.normal_(0.0, std, generator=generator)
 
 
-@inits.register("gpt2", paper="doi:10.5555/3295222.3295349")
+@inits.register("gpt2", paper="https://openai.com/index/better-language-models/")
 def gpt2(
     weight: Tensor, info: ParameterInfo, generator: torch.Generator, *, std: Std = 0.02, residual_scale: bool = True
 ) -> None:

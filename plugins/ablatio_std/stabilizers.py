@@ -102,9 +102,12 @@ rule(
 )
 
 
-@stabilizers.register("ema", paper="arXiv:1803.05407")
+@stabilizers.register("ema", paper="arXiv:1703.01780")
 class Ema:
-    """a <- d a + (1 - d) w after step t, d = min(decay, (1 + t) / (10 + t)); a is evaluated and saved, w trains."""
+    """a <- d a + (1 - d) w after step t, d = min(decay, (1 + t) / (10 + t)); a is evaluated and saved, w trains.
+
+    The smaller d of the first steps is that of TensorFlow's ExponentialMovingAverage.
+    """
 
     def __init__(self, *, decay: Annotated[float, Fraction, Schedulable()] = 0.999) -> None:
         self.decay = decay

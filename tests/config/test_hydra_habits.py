@@ -149,6 +149,7 @@ def test_an_interval_of_a_whole_setting_is_whole_and_one_without_values_is_refus
     [
         (["--cfg", "job", "optimizer.lr=1e-3", "--package", "optimizer"], "lr: 0.001"),
         (["experiment=demo", "-c", "job", "-p", "train"], "steps: 600"),
+        (["--cfg", "job", "hydra.run.dir=a/b/c"], "out: a/b\nname: c"),
     ],
 )
 def test_cfg_shows_the_checked_config(arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def test_every_word_of_another_library_leads_to_a_setting_that_exists(tree: dict
         node: object = {**options, **tree, "resume": None}
         for part in setting.split("."):
             assert isinstance(node, dict)
-            if setting != "attention.n_kv_heads":  # a knob of grouped attention only
+            if setting not in ("attention.n_kv_heads", "design.runs"):  # knobs of grouped attention, of a search
                 assert part in node, f"{word}: {setting} does not exist"
                 node = node[part]
 
@@ -88,6 +88,18 @@ def test_callbacks_point_to_stabilizers_and_loggers() -> None:
 def test_a_sweep_suggests_too() -> None:
     with pytest.raises(ConfigError, match=r"did you mean optimizer.lr\?\n    try: optimizer.lr=0.001,0.0001"):
         plan_sweep(["lr=1e-3,1e-4"])
+
+
+@pytest.mark.parametrize("word", ["design.n_trials", "design.num_samples", "trials"])
+def test_the_number_of_arms_of_a_search_by_its_usual_names(word: str) -> None:
+    """`trials` alone is the number of values of tune=; without tune= it would be accepted and ignored."""
+    for design, knob in {"random": "runs", "tpe": "trials"}.items():
+        for wrong in {word, "design.runs", "design.trials"} - {f"design.{knob}"}:
+            with pytest.raises(ConfigError, match=rf"try: design.{knob}=7$"):
+                plan_sweep(["optimizer.lr=log(1e-4,1e-2)", f"design={design}", f"{wrong}=7"])
+    with pytest.raises(ConfigError) as caught:
+        plan_sweep(["optimizer.lr=1e-3,1e-2", f"{word}=7"])
+    assert "design.runs=7" not in str(caught.value)  # a full design draws nothing
 
 
 def test_values_of_other_libraries_are_values_here(tree: dict[str, object]) -> None:

@@ -127,6 +127,11 @@ def test_a_pattern_without_a_weight_and_a_model_without_a_trained_one_are_refuse
 ) -> None:
     with pytest.raises(UserError, match=r"no weight is called `embeddin`; did you mean embedding"):
         _ = spec("freeze=[embeddin]").trainable
+    for pattern in ("head", "lm_head", "lm_head.weight", "'*_head'"):
+        with pytest.raises(UserError, match=r"the same weight as the embedding\n.*try: freeze=\[embed\]"):
+            _ = spec(f"freeze=[{pattern}]").trainable
+        untied = spec("model.tied=false")
+        assert spec(f"freeze=[{pattern}]", "model.tied=false").trainable == untied.trainable - 16 * untied.vocabulary
     with pytest.raises(UserError, match=r"no weight is called `layers\.3`"):
         _ = spec("freeze=[layers.3]").trainable
     words = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "freeze=[matrix,vector,embedding]"]

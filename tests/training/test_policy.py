@@ -8,7 +8,10 @@ from helpers.policies import made, step
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 from ablatio.errors import UserError
+from ablatio.model.optimizer_step import SkipStep
+from ablatio.model.parameter_roles import named_generator
 from ablatio.model.rl.answers import Answer, ReasoningStep, RewardError, judged, token_rewards
+from ablatio.model.rl.policy_outputs import policy_outputs
 from ablatio.registry.kinds import alignments, rewards, tasks
 
 METHODS = [e.name for e in alignments if e.facts["data"] == "prompts"]
@@ -73,6 +76,47 @@ def test_rollout_ends_early_at_stop_kl():
     for number in range(8):
         step(task, model, number, optimizer)
     assert task.number >= 1
+
+
+def early_stops(task, model, count=6, parts=1):
+    """[(KL by k1, by k3, is the update dropped?)] of the first rollout; the weights are pushed in one direction."""
+    found = []
+    for number in range(count):
+        task.begin_step(model, number)
+        for at in range(parts):
+            batch = task.training[number * parts + at]
+            for _ in range(2):  # computed twice, as an optimizer with a closure does: it counts once
+                task.loss(model, task.example(batch, named_generator(0, "x")))
+        rows, all_of = task._select(task._step_rows()), task.rollout[task._step_rows()]
+        now = policy_outputs(model, all_of, temperature=task.temperature, entropy=False).logps
+        d, mask = rows["old_logps"] - now.detach(), rows["mask"]
+        k1, k3 = ((x * mask).sum() / mask.sum() for x in (d, torch.exp(-d) - 1 + d))
+        try:
+            task.before_step(None)
+            dropped = False
+        except SkipStep:
+            dropped = True
+        found.append((float(k1), float(k3), dropped, task.moved, task.number))
+        with torch.no_grad():
+            model.model.embed_tokens.weight *= 1.05
+    return found
+
+
+@pytest.mark.parametrize(("batch_size", "parts"), [(8, 1), (4, 2)])
+@pytest.mark.parametrize("by", ["k1", "k3"])
+@pytest.mark.parametrize("drops", [False, True])
+def test_early_stop_by_either_estimate_with_and_without_the_step(by, drops, batch_size, parts):
+    """The loop: measure before the update; once above 1.5 stop_kl, drop it or not, and sample anew for the next."""
+    knobs = {"stop_kl": 2e-4, "stop_by": by, "stop_drops": drops, "epochs": 50}
+    task, model = made("ppo", method_knobs=knobs, batch_size=batch_size, accumulate=parts)
+    found = early_stops(task, model, parts=parts)
+    for n, (k1, k3, dropped, moved, number) in enumerate(found):
+        assert moved == pytest.approx(k1 if by == "k1" else k3, abs=1e-6)
+        above = moved > 1.5 * 2e-4
+        assert dropped == (drops and above)
+        if n + 1 < len(found):
+            assert found[n + 1][4] == number + above
+    assert any(m > 3e-4 for *_, m, _ in found) and found[0][2] is False
 
 
 def test_collapse_to_one_token_is_reported(caplog):

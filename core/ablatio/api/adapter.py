@@ -186,14 +186,15 @@ def built(config: Mapping[str, Any]) -> "nn.Module":
     """The model of a config with its initial weights, as `train` starts with it; no text is read."""
     from ablatio.model.peft.apply import tune
     from ablatio.training.estimate import check_memory
-    from ablatio.training.initial_weights import start_model
+    from ablatio.training.initial_weights import continue_tokens, start_model
     from ablatio.training.run_spec import RunSpec, untrained_tokenizer
     from ablatio.training.task_context import Seeds
 
     check_memory(RunSpec(config))
     seed = Seeds(config).init
-    model, _ = start_model(config, untrained_tokenizer(config), seed)
+    model, origin = start_model(config, untrained_tokenizer(config), seed)
     tune(model, config, seed)
+    continue_tokens(model, config, origin)
     return model
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablatio.config.compose import compose_run
+from ablatio.config.hydra_habits import with_places
 from ablatio.config.hydra_sources import register_with_hydra
 from ablatio.config.overrides import normal
 from ablatio.errors import UserError
@@ -21,7 +22,8 @@ def hydra_flags(arguments: Sequence[str]) -> int:
 
     `--cfg job` prints the checked config of the run; everything else is printed by Hydra, after the same check.
     """
-    flags, overrides = _sorted(arguments)
+    flags, words = _sorted(arguments)
+    overrides = with_places(words, "hydra.run.dir")
     asked = next((flags[flag] for flag in PRINTED if flag in flags), None)
     if asked is not None and asked not in SHOWN:
         words = ", ".join(f"{name} ({what})" for name, what in SHOWN.items())

@@ -171,10 +171,11 @@ def _plain(value: Any) -> Any:
 
 def chosen(config: Mapping[str, Any]) -> Iterator[tuple[PartSpec, dict[str, Any]]]:
     """(part, its knobs) for each option that the config chooses; a kind added by a plugin may be missing."""
+    varied = per_layer.varied(config)
     for kind, registry in REGISTRIES.items():
         node = config.get(kind) or {}
         options = [*node.items()] if registry.multiple else [(node["name"], node)] if node else []
-        if kind in per_layer.varied(config):
+        if kind in varied:
             options += [(n["name"], n) for n in per_layer.in_use(config, registry) if n["name"] != node["name"]]
         for name, knobs in options:
             yield registry[name], {k: v for k, v in (knobs or {}).items() if k != "name"}

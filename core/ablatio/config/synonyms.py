@@ -54,9 +54,13 @@ ALIASES: Mapping[str, str] = {
         "norm": "norm_type normalization",
         "position": "pos_emb position_embedding_type positional_encoding",
         "source": "dataset dataset_name",
+        "design.runs": "n_trials num_trials max_trials total_trials max_evals n_calls run_cap",
     }.items()
     for word in words.split()
 }
+# Words for the number of arms that a design draws, under `design.` alone: elsewhere they count something else.
+RUNS = (*(w for w, s in ALIASES.items() if s == "design.runs"), "trials", "runs", "samples", "n_samples", "num_samples",
+        "n_iter", "n_runs", "num_runs", "max_runs", "count", "n", "points", "budget")  # fmt: skip
 # The values of other libraries that mean the same as one here.
 VALUES: Mapping[str, Mapping[str, str]] = {
     "trainer.precision": {

@@ -26,7 +26,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         found = [p for p, info in weights if info.role == pattern or is_at(pattern, info.name)]
         if not found:
-            raise UserError(_no_weight(pattern, [info.name for _, info in weights]))
+            raise UserError(_is_tied(model, pattern) or _no_weight(pattern, [info.name for _, info in weights]))
         for parameter in found:
             parameter.requires_grad_(False)
 
@@ -42,6 +42,18 @@ def _fits(wanted: str, part: str) -> bool:
     if found := _RANGE.fullmatch(wanted):
         return part.isdigit() and int(found[1]) <= int(part) <= int(found[2])
     return fnmatchcase(part, SHORT.get(wanted, wanted))
+
+
+def _is_tied(model: nn.Module, pattern: str) -> str:
+    """What to say of a pattern that names the head, if its weight is the embedding's; else empty."""
+    head = getattr(getattr(model, "lm_head", None), "weight", None)
+    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is head]
+    if len(names) < 2 or not (pattern == "head" or is_at(pattern, "lm_head.weight")):
+        return ""
+    return (
+        f"freeze: `{pattern}` is no weight of its own: model.tied=true makes it the same weight as the embedding\n"
+        "    try: freeze=[embed], which freezes both, or model.tied=false"
+    )
 
 
 def _no_weight(pattern: str, names: Iterable[str]) -> str:

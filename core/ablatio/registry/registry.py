@@ -179,6 +179,11 @@ class Registry(Generic[T]):
         return self.in_run and bool(self.usual or self.optional or self.multiple)
 
     @property
+    def usual_names(self) -> list[str]:
+        """Options of a new run that names none, in their order."""
+        return [self.usual] if isinstance(self.usual, str) and self.usual else [*self.usual]
+
+    @property
     def volatile(self) -> bool:
         """True if the kind affects no training: runs that differ only in it have the same id."""
         return self.scope in ("measure", "output", "devices")

@@ -21,7 +21,7 @@ from ablatio.sweep.recipes.plan import split
 from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, Role, label_of
 from ablatio.training.budget import with_steps
-from ablatio.training.run_folder import run_id
+from ablatio.training.run_folder import earlier_id
 
 ORIGIN = ("model", "model.start", "model.path")  # settings that choose parts
 ENOUGH = 8  # stop after this many faulty arms: the rest fail alike
@@ -210,7 +210,10 @@ def job_id(config: Mapping[str, Any]) -> str:
         for entry, _ in run_config.chosen(config)
         if not REGISTRIES[entry.kind].volatile
     }
-    made = json.dumps([run_id(config), parts], sort_keys=True)
+    # The names of options stand in `parts`, but not their order; the alphabetical one is left out, as in older studies.
+    orders = [[*(config.get(r.kind) or ())] for r in REGISTRIES.values() if r.ordered and r.usual_names]
+    given = [order for order in orders if order != sorted(order)]
+    made = json.dumps([earlier_id(config), parts, *given], sort_keys=True)
     return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 

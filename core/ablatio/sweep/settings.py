@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from ablatio.config.problems import unknown, value_problems
 from ablatio.config.schema import section_knobs
+from ablatio.config.synonyms import RUNS
 from ablatio.errors import Problem
 from ablatio.registry.kinds import designs
 from ablatio.registry.knobs import Fraction, NonNegative, Positive
@@ -18,6 +19,7 @@ from ablatio.sweep.ledger import Retry
 from ablatio.sweep.registration import AMOUNTS, amount_problems
 
 DESIGN = "design"
+COUNTS = ("runs", "trials")  # what designs that draw their arms call the number of them
 DURATIONS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 WORDS = (
     "question",
@@ -117,6 +119,8 @@ def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
     if values["seeds"] and not values["until"]:
         values["until"] = "resolved"
     problems += _limit_problems(values)
+    if "trials" in given and not values["tune"]:
+        problems.append(_trials_without_tune(design, given["trials"]))
     return (None if problems else Settings(_cast(design), values)), problems
 
 
@@ -146,6 +150,15 @@ def _limit_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("budget", "it limits a study that adds seeds until it is resolved", "until=resolved")
 
 
+def _trials_without_tune(design: Mapping[str, Any], value: Any) -> Problem:
+    """Problem of `trials=20` for a search: it counts the values of tune=, and would change nothing."""
+    name = str(design.get("name", designs.usual))
+    what = "it says how many values of tune= are tried in each arm, and tune= is not set"
+    if name in designs.names() and (knob := next((k for k in COUNTS if designs[name].knob(k)), "")):
+        return Problem("trials", f"{what}; design={name} tries {DESIGN}.{knob} arms", f"{DESIGN}.{knob}={value}")
+    return Problem("trials", what, f"tune=optimizer.lr trials={value}")
+
+
 def _design_problems(design: Mapping[str, Any]) -> list[Problem]:
     names = designs.names()
     name = str(design.get("name", designs.usual))
@@ -157,6 +170,8 @@ def _design_problems(design: Mapping[str, Any]) -> list[Problem]:
         where = f"{DESIGN}.{key}"
         if key in knobs:
             found += value_problems(where, knobs[key], value)
+        elif key in RUNS and (knob := next((k for k in COUNTS if k in knobs), "")):
+            found.append(Problem(where, f"there is no `{key}`; did you mean {knob}?", f"{DESIGN}.{knob}={value}"))
         elif key != "name":
             found.append(unknown(where, key, knobs, prefix=f"{DESIGN}."))
     return found

@@ -7,9 +7,7 @@ A plugin that adds a kind can define in any of its modules how the kind's parts 
         return samples.made(entry, knobs)(torch.linspace(-3, 3, 64))
 """
 
-import dataclasses
 import functools
-import hashlib
 import random
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +34,7 @@ from ablatio.testing import (
     sample_use,
     tiny_models,
 )
+from ablatio.testing.digest import digest
 
 Observer = Callable[[PartSpec, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -73,37 +72,6 @@ def isolated(seed: int = 0) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-
-
-def digest(value: Any) -> str:
-    """sha256 of tensors, arrays, numbers, strings and nests of them."""
-    total = hashlib.sha256()
-    for piece in _pieces(value):
-        total.update(piece)
-    return total.hexdigest()
-
-
-def _pieces(value: Any) -> Iterator[bytes]:
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu()
-        plain = plain.float() if plain.dtype is torch.bfloat16 else plain
-        yield f"{value.dtype}{tuple(value.shape)}".encode()
-        yield plain.contiguous().numpy().tobytes()
-    elif isinstance(value, np.ndarray):
-        yield f"{value.dtype}{value.shape}".encode() + value.tobytes()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _pieces([field.name, getattr(value, field.name)])
-    elif isinstance(value, Mapping):
-        yield from _pieces([piece for pair in value.items() for piece in pair])
-    elif isinstance(value, list | tuple):
-        yield f"[{len(value)}".encode()
-        for item in value:
-            yield from _pieces(item)
-    elif isinstance(value, bool | int | float | str | bytes | None):
-        yield f"{type(value).__name__}:{value!r};".encode()
-    else:
-        yield f"{type(value).__name__};".encode()
 
 
 def tensors_of(value: object) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Initial weights of a run: drawn from the seed, or copied from a run folder or a transformers folder."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ from torch import Tensor
 
 from ablatio.config.compose import compose_run
 from ablatio.config.inherit import folder_of
+from ablatio.config.words import override_text
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import is_tuned
-from ablatio.model.peft.merge import merge
+from ablatio.model.peft.merge import bare_base, merge
 from ablatio.model.quantized import dequantize
-from ablatio.training.restore import read_checkpoint, restore_model
+from ablatio.registry import kinds
+from ablatio.storage.paths import shell_word
+from ablatio.training.restore import SavedRun, read_checkpoint, restore_model
 from ablatio.training.run_folder import refuse_living
 
 ROWS = ("embed_tokens.weight", "lm_head.weight")  # one row per token id: the rows that both have are copied
@@ -57,12 +60,16 @@ def start_model(
     fresh  False if a checkpoint will be loaded into the model: then nothing is copied from its origin
     """
     model = build_model(config, tokenizer.vocab_size, tokenizer.eos, seed)
-    return model, take_over(model, config["model"]) if fresh else None
+    return model, take_over(model, config["model"], config.get("peft")) if fresh else None
 
 
 @torch.no_grad()
-def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | None:
+def take_over(
+    model: LanguageModel, settings: Mapping[str, Any], peft: Mapping[str, Any] | None = None
+) -> TakenOver | None:
     """Copy the weights of the model's origin (`model.start`, `model.path`) into it; None with start=scratch.
+
+    peft  method of the new run, if `continue_tokens` is called after it was applied
 
     Raises UserError if no weight fits: then the origin is a different architecture.
     """
@@ -70,7 +77,7 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
         return None
     folder = folder_of(settings["path"])
     refuse_living(folder, "model.path")
-    found = weights_of(settings["start"], folder)
+    found = _of_run(folder, peft) if settings["start"] == "run" else _of_hf(folder)
     taken, anew = list[str](), list[str]()
     own = model.state_dict()
     _refuse_several_values(own, found, folder)
@@ -81,6 +88,37 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
         theirs, ours = next(iter(found)), next(iter(model.state_dict()))
         raise UserError(f"no weight of {folder} fits this model: it has {theirs} ..., this model has {ours} ...")
     return TakenOver(str(folder), tuple(taken), tuple(anew), tuple(name for name in found if name not in own))
+
+
+@torch.no_grad()
+def continue_tokens(model: LanguageModel, config: Mapping[str, Any], origin: TakenOver | None) -> TakenOver | None:
+    """Copy the virtual tokens of the run that this one starts from, after its peft method was applied to the model.
+
+    They are continued if both runs have the same method with equal settings: a prompt that was trained on several tasks
+    is then the start of each (arXiv:2110.07602).  Returns `origin` with the copied weights.
+    """
+    if origin is None or config["model"]["start"] != "run" or not _has_tokens(config):
+        return origin
+    found = _tokens_of(read_checkpoint(folder_of(config["model"]["path"])), config["peft"])
+    own = model.state_dict()
+    for name, tensor in found.items():
+        own[name].copy_(tensor)
+    return replace(origin, taken=(*origin.taken, *found))
+
+
+def _has_tokens(config: Mapping[str, Any]) -> bool:
+    """True if the peft method adds virtual tokens."""
+    node = config.get("peft") or {"name": kinds.pefts.default}
+    return bool(kinds.pefts[str(node["name"])].facts["virtual"])
+
+
+def _tokens_of(saved: SavedRun, peft: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Virtual tokens of a run, if its method is `peft` and has trained nothing else; else empty."""
+    if not _has_tokens(saved.spec.config) or saved.spec.config["peft"] != peft:
+        return {}
+    weights = saved.checkpoint.model
+    adapted = any(".adapter." in name for name in weights)
+    return {} if adapted else {name: t for name, t in weights.items() if ".virtual." in name}
 
 
 def _refuse_several_values(own: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
@@ -110,23 +148,37 @@ def _copy(weight: Tensor, source: Tensor, name: str) -> bool:
     return False
 
 
-def weights_of(start: str, folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a run folder (start=run) or of a transformers folder, under this package's names."""
-    return _of_run(folder) if start == "run" else _of_hf(folder)
-
-
-def _of_run(folder: Path) -> dict[str, Tensor]:
+def _of_run(folder: Path, peft: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Weights of a run folder, for a new run with this peft method."""
     saved = read_checkpoint(folder)
     if not is_tuned(saved.spec.config):
         return saved.checkpoint.model
     model = restore_model(folder).model
     # A new run starts from plain weights: undo the quantization and merge the adapters.
     dequantize(model)
+    if _tokens_of(saved, peft):
+        bare_base(model)
+    elif _tokens_of(saved, saved.spec.config.get("peft")):
+        words = " ".join(_words(saved.spec.config["peft"]))
+        raise UserError(
+            f"{folder} has virtual tokens, which cannot be merged into weights; the same method continues them\n"
+            f"    try: {words}"
+        )
     merge(model)
     return dict(model.state_dict())
 
 
+def _words(peft: Mapping[str, Any]) -> Iterator[str]:
+    """Overrides that choose a peft method with its settings."""
+    yield f"peft={peft['name']}"
+    defaults = kinds.pefts[str(peft["name"])].defaults
+    for knob, value in peft.items():
+        if knob != "name" and value != defaults.get(knob):
+            yield shell_word(f"peft.{knob}={override_text(value)}")
+
+
 def _of_hf(folder: Path) -> dict[str, Tensor]:
+    """Weights of a transformers folder, under this package's names."""
     import json
 
     from ablatio.interop.compare import check_loaded

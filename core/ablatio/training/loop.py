@@ -18,6 +18,7 @@ from ablatio.registry import kinds
 from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word
+from ablatio.training.after_step import AfterStep
 from ablatio.training.checkpoint_io import RunCheckpointIO, StopRequest
 from ablatio.training.evaluation.evaluation import Evaluation
 from ablatio.training.evaluation.items_file import write_items
@@ -140,7 +141,7 @@ class TrainingLoop:
             accelerator="gpu" if machine.device == "cuda" else "cpu",
             devices=[ranks().local] if machine.device == "cuda" else 1,
             # The caller's callbacks come first: a stop that they request takes effect after the same step.
-            callbacks=[*self.callbacks, _AfterStep(self)],
+            callbacks=[*self.callbacks, AfterStep(self)],
             plugins=[self.io, *precision.pop("plugins")],
             default_root_dir=str(self.folder),
             **precision,
@@ -384,28 +385,3 @@ class _ValidationInterrupted(Exception):
 
 class _Paused(Exception):
     """Raised to end the training at `until`."""
-
-
-class _AfterStep(pl.Callback):
-    """Lightning callback that calls the loop after each optimizer step; a step may consist of several batches."""
-
-    def __init__(self, loop: TrainingLoop) -> None:
-        self.loop, self.step = loop, loop.start
-
-    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        loop = self.loop
-        loop.stop.take()
-        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.  A run that
-        # continues another one is resumed from its own folder.
-        if loop.rewinds or loop.extends or (loop.run.learner.rewinds and not loop.found):
-            loop.extends = False
-            trainer.save_checkpoint(loop.folder / CHECKPOINTS / str(loop.start))
-        loop.resumed_at = time.monotonic()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
-        if trainer.global_step != self.step:
-            self.step = trainer.global_step
-            self.loop.after_step(trainer, self.step)
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.loop.extra_state()

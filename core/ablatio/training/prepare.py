@@ -32,7 +32,7 @@ from ablatio.training.evaluation.access import longest_row
 from ablatio.training.evaluation.evaluation import Evaluation, EvaluationResult
 from ablatio.training.evaluation.prompting import Prompting, decode_part, most_probable
 from ablatio.training.frozen_model import open_model
-from ablatio.training.initial_weights import TakenOver, start_model
+from ablatio.training.initial_weights import TakenOver, continue_tokens, start_model
 from ablatio.training.lightning_module import TrainingModule
 from ablatio.training.rank_environment import from_environment
 from ablatio.training.reward_model import open_reward
@@ -222,6 +222,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
         spec.count_on(model, task.row_length)
     scheduled = ScheduledSettings(spec.timeline, model)
     tuning = tune(model, config, setup.seeds.init, partial(_feed, model, task, setup.seeds.data) if fresh else None)
+    origin = continue_tokens(model, config, origin)
     if config["trainer"]["compile"]:
         _share_compiled_code()
         model.compile_layers()

@@ -15,7 +15,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.registry import kinds
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints
-from ablatio.training.run_folder import CHECKPOINTS, read_run
+from ablatio.training.run_folder import CHECKPOINTS, id_in, read_run
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.task_context import TaskContext
 
@@ -61,8 +61,9 @@ def read_checkpoint(folder: Path, step: int | None = None) -> SavedRun:
     Raises UserError if the folder is no run folder, EnvironmentFault if a file is damaged.
     """
     spec = RunSpec(read_run(folder))
-    found = Checkpoints(folder / CHECKPOINTS, run=spec.id).load(step)
-    return SavedRun(spec.at(found.step - 1).with_own_tokenizer(folder), spec.id, found)
+    own = id_in(folder, spec.given)
+    found = Checkpoints(folder / CHECKPOINTS, run=own).load(step)
+    return SavedRun(spec.at(found.step - 1).with_own_tokenizer(folder), own, found)
 
 
 def restore_model(folder: Path, step: int | None = None) -> RestoredModel:

@@ -34,7 +34,7 @@ from ablatio.training.machine_history import MachineHistory
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
 from ablatio.training.rank_environment import from_environment, several_devices
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
-from ablatio.training.run_folder import CHECKPOINTS, DATA, TOKENIZER, owned
+from ablatio.training.run_folder import CHECKPOINTS, DATA, TOKENIZER, id_in, owned
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.teacher import attach_teacher
 
@@ -123,7 +123,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train in a folder that this process owns; arguments as for `train`."""
     config = spec.config
-    checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=spec.id)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=id_in(folder, spec.given))
     newest = ranks().told(checkpoints.latest) if resume else None
     resumes = newest is not None
     if resumes:

@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from ablatio.errors import ConfigError, EnvironmentFault, UserError
 from ablatio.registry import renamed
 from ablatio.registry.parts_file import recorded_in, refuse_another
 from ablatio.registry.parts_file import words as parts_words
-from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.registry import REGISTRIES, Registry
 from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.atomic_write import explained
 from ablatio.storage.checkpoints import make_folder
@@ -156,14 +156,43 @@ def resume_command(folder: Path) -> str:
 def run_id(config: Mapping[str, Any]) -> str:
     """Return the id of a run in its checkpoints: a hash of the non-default settings that affect its numbers.
 
-    Defaults are left out, so that a setting added by a later version does not change the ids of older runs.
+    Defaults are left out, so that a setting added by a later version does not change the ids of older runs; of a kind
+    that takes several options, the list is left out if it is the usual one.
     """
+    return _digest(config, [r for r in _lists() if [*(config.get(r.kind) or ())] != r.usual_names])
+
+
+def earlier_id(config: Mapping[str, Any]) -> str:
+    """Return the id that earlier versions gave a run: it saw the knobs in `stabilizer=[...]`, and not the names."""
+    return _digest(config, [r for r in _lists() if config.get(r.kind) and not r.usual_names])
+
+
+def id_in(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the id of the run of this config in `folder`: that of an earlier version if it was begun by one."""
+    own, earlier = run_id(config), earlier_id(config)
+    if own == earlier:
+        return own
+    with suppress(FileNotFoundError):
+        if read_object(folder / "manifest.json").get("run") == earlier:
+            return earlier
+    return own
+
+
+def _lists() -> list[Registry[Any]]:
+    """Kinds of which a run may have several options, and which affect its numbers."""
+    return [r for r in REGISTRIES.values() if r.multiple and not r.volatile]
+
+
+def _digest(config: Mapping[str, Any], lists: Sequence[Registry[Any]]) -> str:
+    """Hash the settings that differ from the defaults, and of these kinds the names of the options too."""
     from ablatio.config.kind_lists import volatile
     from ablatio.config.schema import changed
 
     relevant = {k: v for k, v in changed(config).items() if k not in volatile()}
-    for kind in (r.kind for r in REGISTRIES.values() if r.ordered and config.get(r.kind)):
-        relevant[kind] = [[name, relevant.get(kind, {}).get(name, {})] for name in config[kind]]
+    for registry in lists:
+        knobs = relevant.get(registry.kind, {})
+        names = [*(config.get(registry.kind) or ())]
+        relevant[registry.kind] = [[n, knobs.get(n, {})] for n in (names if registry.ordered else sorted(names))]
     return hashlib.sha256(json.dumps(renamed.first_names(relevant), sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -25,10 +25,11 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
     table.add_column(style="dim")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    varied = per_layer.varied(config)
     for entry, knobs in chosen(config):
         if REGISTRIES[entry.kind].is_default({"name": entry.name, **knobs}):
             continue
-        where = _layers(config, entry)
+        where = _layers(config, entry) if entry.kind in varied else ""
         table.add_row(entry.kind, entry.name, "  ".join(filter(None, (where, escape(_knobs(entry, knobs))))))
     model, train = config["model"], config["train"]
     sizes = ("d_model", "n_layers", "n_heads", "max_len")
@@ -41,8 +42,8 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
 
 
 def _layers(config: Mapping[str, Any], entry: PartSpec) -> str:
-    """`layers 0,3`: where a kind that varies between the layers has this part; empty for all other kinds."""
-    if entry.kind not in per_layer.varied(config) or len(depths := per_layer.depths(config)) != 1:
+    """`layers 0,3`: where a kind that varies between the layers has this part; empty for a model of two stacks."""
+    if len(depths := per_layer.depths(config)) != 1:
         return ""
     nodes = per_layer.nodes(config, REGISTRIES[entry.kind], depths[0])
     numbers = [str(i) for i, node in enumerate(nodes) if node["name"] == entry.name]

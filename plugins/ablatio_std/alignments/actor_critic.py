@@ -4,7 +4,7 @@ Symbols: r_t reward and V_t value at token t, both 0 after the answer's end; d_t
 temporal-difference error; k1 = log p_old - log p_ref.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,7 +49,10 @@ class PPO:
     A: generalized advantage estimates of r_t - kl_coef k1_t, whitened over the rollout; R = A + V, with A before
     whitening; H: entropy; V_clipped: V clipped to within clip_value of the old value.  With kl_target, kl_coef is
     updated after each rollout: kl_coef x (1 + 0.1 clip(KL / kl_target - 1, -0.2, 0.2)) (1909.08593).  The rest of a
-    rollout is discarded when the KL from the policy that sampled it exceeds 1.5 stop_kl.
+    rollout is discarded when the KL from the policy that sampled it exceeds 1.5 stop_kl.  The KL is measured on the
+    answers of a step before its update: by k3, and the update is made; or, with stop_by=k1 and stop_drops=true, by
+    the mean of log p_old - log p, and it is dropped (as in OpenAI's Spinning Up).  k1 can be negative and has the
+    larger variance.
     """
 
     data = "prompts"
@@ -66,6 +69,8 @@ class PPO:
         kl_coef: KLWeight = 0.05,
         kl_target: Annotated[float | None, Positive, "KL in nats per answer to adapt kl_coef to; null: fixed"] = None,
         stop_kl: Annotated[float | None, Positive, "KL in nats per token; null: no early stopping"] = 0.1,
+        stop_by: Annotated[Literal["k1", "k3"], "estimate of the KL that is compared with 1.5 stop_kl"] = "k3",
+        stop_drops: Annotated[bool, "drop the update at which it is exceeded, too, not only those after it"] = False,
         vf_coef: ValueWeight = 0.1,
         entropy_coef: EntropyWeight = 0.0,
         whiten: Annotated[bool, "scale advantages to mean 0 and variance 1"] = True,
@@ -74,6 +79,7 @@ class PPO:
     ) -> None:
         self.group, self.clip, self.clip_value, self.gamma, self.lam = group, clip, clip_value, gamma, lam
         self.kl_coef, self.kl_target, self.stop_kl = kl_coef, kl_target, stop_kl
+        self.stop_by, self.stop_drops = stop_by, stop_drops
         self.vf_coef, self.entropy_coef, self.whiten, self.epochs, self.minibatches = (
             vf_coef,
             entropy_coef,

@@ -54,7 +54,11 @@ class NCA(_Ratios):
 
 @alignments.register("bco", paper="arXiv:2404.04656")
 class BCO(_Ratios):
-    """L = -log sigmoid(beta u_w) - log sigmoid(-beta u_l): a binary classifier of good and bad answers, on pairs."""
+    """L = -log sigmoid(beta u_w) - log sigmoid(-beta u_l): a binary classifier of good and bad answers, on pairs.
+
+    The paper moreover shifts both rewards by a running mean (delta) and weights prompts of unpaired data; here delta is
+    0, and no prompt is weighted.
+    """
 
     def __init__(self, *, beta: Beta = 0.1) -> None:
         self.beta = beta

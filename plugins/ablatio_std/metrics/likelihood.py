@@ -14,7 +14,7 @@ def _of_correct(item: Item) -> list[Request]:
     return [Likelihood(item.prompt, item.continued(item.correct or ""))]
 
 
-@metrics.register("perplexity", paper="arXiv:1909.08593")
+@metrics.register("perplexity", paper="doi:10.1121/1.2016299")
 class Perplexity:
     """exp(nats / tokens) of the correct answers (or whole texts), with nats and tokens summed over the items.
 

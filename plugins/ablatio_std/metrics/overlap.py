@@ -52,7 +52,7 @@ class Bleu(_Generated):
         return min(1.0, float(sacre_bleu_score(answers, references, smooth=smooth, **self.settings)))
 
 
-@metrics.register("rouge", paper="doi:10.3115/1218955.1218963")
+@metrics.register("rouge", paper="https://aclanthology.org/W04-1013")
 class Rouge(_Generated):
     """Mean F-measure of the longest common subsequence (rougeL), of words (rouge1) and of pairs of words (rouge2).
 

@@ -15,7 +15,8 @@ class _Connected(nn.Module):
     """Base of both forms: a sublayer reads the streams (B, T, n, D) by a_m, mixes them by A_r and writes to them by b.
 
     The initial values give a pre-norm residual: sublayer number k reads stream k mod n, adds its output to all streams,
-    and streams are not mixed.
+    and streams are not mixed.  Unlike the paper, init= alone decides the size of the sublayers' output projections (the
+    paper rescales them by sqrt(n)), and no connection has weight decay (the paper's dynamic ones have).
     """
 
     gain = 1.0

@@ -105,8 +105,9 @@ class Policy(Task):
         self.rollout: Rollout | None = None
         self.words: dict[str, Any] = {}
         self.measures: dict[str, Tensor] = {}
-        # Number of the rollout, the step within its passes, and the KL from the policy that sampled it.
-        self.number, self.cursor, self.moved = -1, 0, 0.0
+        # Number of the rollout, the step within its passes, and the KL from the policy that sampled it: for each batch
+        # of the step its share, so that a batch that is computed twice counts once.
+        self.number, self.cursor, self.shares = -1, 0, dict[int, float]()
 
     @classmethod
     def uses_template(cls, config: Mapping[str, Any]) -> bool:
@@ -205,11 +206,19 @@ class Policy(Task):
         if self.best_of > 1 and self.rollout is not None:
             return  # best-of-n sampling does not train
         self.cursor += 1
-        stops = getattr(self.method, "stops", None)
         used = self.cursor >= self.method.epochs * self.method.minibatches
-        if self.rollout is None or used or (stops is not None and stops(self.moved)):
+        if self.rollout is None or used or self._moved_too_far():
             self._sample_rollout(model)
             self.cursor = 0
+        self.shares = {}
+
+    @property
+    def moved(self) -> float:
+        """KL of the last step from the policy that sampled the rollout, in nats per token."""
+        return sum(self.shares.values())
+
+    def _moved_too_far(self) -> bool:
+        return hasattr(self.method, "stops") and bool(self.method.stops(self.moved))
 
     @torch.no_grad()
     def _sample_rollout(self, model: LanguageModel) -> None:
@@ -229,7 +238,7 @@ class Policy(Task):
         words["advantages"] = found.advantages
         if found.returns is not None:
             words["returns"] = found.returns
-        self.rollout, self.words, self.moved = drawn.rollout, words, 0.0
+        self.rollout, self.words = drawn.rollout, words
         self.measures = rollout_metrics(drawn.rollout, words, self.stop) | dict(found.metrics or {})
         for name in OF_POLICY if self.off_policy else ():  # answers of the reference do not measure the policy
             del self.measures[name]
@@ -289,16 +298,19 @@ class Policy(Task):
         part["tokens"] = step * len(rows) / self.per_step
         loss, metrics = self.method.loss(**{w: part[w] for w in self.asks["loss"]})
         with torch.no_grad():
-            old = kl_estimates(part["old_logps"], outputs.logps, part["mask"]).k3
-            self.moved = float(old)
+            moved = kl_estimates(part["old_logps"], outputs.logps, part["mask"])
+            share = part["mask"].sum() / step  # 1 without accumulation
+            self.shares[example.number] = float(getattr(moved, getattr(self.method, "stop_by", "k3")) * share)
             entropy = masked_mean(outputs.entropy.detach(), part["mask"])
         found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
-        found |= {"train/old_kl": old, "train/entropy": entropy}
+        found |= {"train/old_kl": moved.k3, "train/entropy": entropy}
         return Loss(loss * len(rows), loss.new_full((), float(len(rows))), found)
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         if self.best_of > 1:
             raise SkipStep  # not even weight decay: the policy stays the initial model
+        if getattr(self.method, "stop_drops", False) and self._moved_too_far():
+            raise SkipStep
         return {}
 
     def _step_rows(self) -> Tensor:
@@ -345,7 +357,7 @@ class Policy(Task):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.number, self.cursor, self.moved = state["number"], state["cursor"], state["moved"]
+        self.number, self.cursor, self.shares = state["number"], state["cursor"], {0: state["moved"]}
         self.words, self.measures = dict(state["words"]), dict(state["measures"])
         if "asking" in state:  # checkpoints without it come from versions that used one prompt per group and rollout
             self.asking.load_state_dict(state["asking"])

@@ -92,7 +92,7 @@ def merge(model: nn.Module) -> Merged:
 
     Raises UserError, with the model unchanged, if a method cannot be merged into weights.
     """
-    if any("virtual" in m._modules for m in model.modules()):
+    if any(m._modules.get("virtual") is not None for m in model.modules()):
         raise UserError(
             "this model has virtual tokens before each text, which cannot be merged into weights"
             "\n    try: keep them in a separate folder (ablatio export RUN --adapter DIR)"

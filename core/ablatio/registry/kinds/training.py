@@ -337,6 +337,7 @@ stabilizers: Registry[Stabilizer] = Registry(
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows", "stops"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
+    ordered=True,
     scope="training",
     usual=("clip",),
 )

@@ -116,7 +116,10 @@ class Alignment(Protocol):
     writer           policy | reference: which model samples the answers; default: policy
     best_of          n: the weights are not trained, and the model's answer is the best of n samples
     observe(kl)      called with the rollout's mean KL to the reference, in nats per answer, before `advantages`
-    stops(kl)        True to discard the rest of the rollout; `kl`: KL from the policy that sampled it, nats per token
+    stops(kl)        True to discard the rest of the rollout; `kl`: KL from the policy that sampled it, nats per token,
+                     on the answers of a step before its update
+    stop_by          k1 | k3: how that KL is estimated (ablatio.model.rl.kl); default: k3
+    stop_drops       True to discard the update of that step, too; default: only those after it
     resample         largest number of rounds in which prompts whose answers all have advantage 0 are replaced; only if
                      `advantages` takes nothing but rewards, mask and max_length
     hardness(logits), least_entropy  difficulty of prompts from the reference's next-token logits, (N, V) -> (N,), and

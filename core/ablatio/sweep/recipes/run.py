@@ -19,7 +19,7 @@ from ablatio.storage.paths import shell_word
 from ablatio.sweep.recipes.plan import Plan, Planned, plan_recipe
 from ablatio.sweep.recipes.schema import FILE
 from ablatio.training import provenance
-from ablatio.training.run_folder import LOCK, refuse_link, run_id
+from ablatio.training.run_folder import LOCK, earlier_id, id_in, refuse_link, run_id
 
 Train = Callable[[Mapping[str, Any], Mapping[str, Any], Path, bool], None]  # (settings, public, folder, resume)
 
@@ -116,9 +116,8 @@ def _refuse_another(plan: Plan) -> None:
     if not (plan.folder / FILE).exists():
         raise UserError(f"{plan.folder} holds something already, and is no recipe's folder\n{other}")
     old = {stage["stage"]: stage["run"] for stage in read(plan.folder)["stages"]}
-    new = {stage.name: run_id(stage.composed.config) for stage in plan.stages}
-    if old != new:
-        changed = ", ".join(name for name in {**old, **new} if old.get(name) != new.get(name))
+    new = {s.name: (run_id(s.composed.config), earlier_id(s.composed.config)) for s in plan.stages}
+    if changed := ", ".join(name for name in {**old, **new} if old.get(name) not in new.get(name, ())):
         raise UserError(
             f"{plan.folder} holds a recipe with other settings; they differ in {changed}\n{other}, or "
             f"`ablatio resume {shell_word(plan.folder)}`"
@@ -146,7 +145,7 @@ def _told(stage: Planned) -> dict[str, Any]:
         "task": stage.composed.config["task"]["name"],
         "takes": list(stage.takes),
         "overrides": stage.composed.overrides,
-        "run": run_id(stage.composed.config),
+        "run": id_in(stage.folder, stage.composed.config),
         "status": summary.get("status") or ("begun" if (stage.folder / "config.json").exists() else "open"),
         "score": {**score, "before": before} if score else None,
         "steps": summary.get("steps"),

@@ -20,7 +20,8 @@ from ablatio.registry import parts_file
 from ablatio.registry.knobs import Knob, read_signature
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import Advice, checks
-from ablatio.testing.observe import OBSERVERS, digest, isolated, observe
+from ablatio.testing.digest import digest
+from ablatio.testing.observe import OBSERVERS, isolated, observe
 from ablatio.testing.other_knob_values import other_values, settings
 
 KINDS = None  # all registered kinds

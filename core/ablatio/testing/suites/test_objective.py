@@ -8,7 +8,7 @@ from ablatio.model.example import Example, joined
 from ablatio.model.parameter_roles import named_generator
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import checks, sample_parts, tiny_models
-from ablatio.testing.observe import digest
+from ablatio.testing.digest import digest
 
 KINDS = ("objective",)
 

@@ -12,7 +12,7 @@ from ablatio.model.meta_copy import meta_copy
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts, tiny_models
-from ablatio.testing.observe import digest
+from ablatio.testing.digest import digest
 
 KINDS = ("stabilizer",)
 

@@ -9,7 +9,7 @@ import torch
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import checks, sample_parts, tiny_models
-from ablatio.testing.observe import digest
+from ablatio.testing.digest import digest
 
 KINDS = ("task",)
 CPU = torch.device("cpu")
