@@ -26,8 +26,8 @@ def hydra_flags(arguments: Sequence[str]) -> int:
     overrides = with_places(words, "hydra.run.dir")
     asked = next((flags[flag] for flag in PRINTED if flag in flags), None)
     if asked is not None and asked not in SHOWN:
-        words = ", ".join(f"{name} ({what})" for name, what in SHOWN.items())
-        raise UserError(f"--cfg {asked} is not known; expected one of {words}\n    try: ablatio train --cfg job")
+        known = ", ".join(f"{name} ({what})" for name, what in SHOWN.items())
+        raise UserError(f"--cfg {asked} is not known; expected one of {known}\n    try: ablatio train --cfg job")
     info = next((flags[flag] for flag in ("--info", "-i") if flag in flags), None)
     if info not in (None, "", *INFO):
         raise UserError(f"--info {info} is not known; expected one of {', '.join(INFO)}\n    try: ablatio train --info")

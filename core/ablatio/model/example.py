@@ -56,7 +56,8 @@ class Example:
     def columns(self, own: slice) -> "Example":
         """The tokens `own` of each row, without those before them; only for rows without a source."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t[:, own] for name, t in held.items() if isinstance(t, Tensor)})
+        cut = {name: t[:, own] for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **cut, joined_length=None)
 
     def to(self, device: torch.device | str) -> "Example":
         """Copy the example to a device; what shapes depend on is read before, while it can be read at once."""
