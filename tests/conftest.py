@@ -13,11 +13,21 @@ from helpers.small_text import small_text
 
 collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
 
-# Runs are forked from test processes (helpers/runs.py): a pool of OpenMP threads would be missing in the child, which
-# would wait for it for ever.  With this limit there is no pool, whatever number of threads a training asks for.
-os.environ["OMP_THREAD_LIMIT"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def one_thread() -> None:
+    """Let torch compute with one thread, whatever number is asked for."""
+    if torch := sys.modules.get("torch"):
+        set_threads = torch.set_num_threads
+        torch.set_num_threads = lambda number: set_threads(1)
+        set_threads(1)
+
+
+# Runs are forked from test processes (helpers/runs.py).  If one of these has computed with two threads, the second is
+# missing in the child, which would wait for it for ever.
+os.register_at_fork(after_in_child=one_thread)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

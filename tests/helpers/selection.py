@@ -16,7 +16,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 4
-SHARE = 8  # `usual` runs one in eight parameters of a matrix
+SHARE = 8  # `usual` runs one in eight parameters of a matrix, or one in N of one marked `matrix(share=N)`
 FEW = 2  # maximum number of parameters of one test in `fast`
 NOT_FAST = {"slow", "faults", "matrix", "long"}
 # Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, whole trainings.
@@ -64,7 +64,9 @@ def _usual(family: list[pytest.Item]) -> list[pytest.Item]:
     rest = [item for item in family if not item.get_closest_marker("matrix")]
     if rest and rest[0].path == CONTRACTS and len(rest) >= MANY:
         rest = _sample(rest, CONTRACT_SHARE)
-    return rest + _sample([item for item in family if item.get_closest_marker("matrix")], SHARE)
+    matrix = [item for item in family if item.get_closest_marker("matrix")]
+    share = matrix[0].get_closest_marker("matrix").kwargs.get("share", SHARE) if matrix else SHARE  # type: ignore[union-attr]
+    return rest + _sample(matrix, share)
 
 
 def _fast(family: list[pytest.Item]) -> list[pytest.Item]:

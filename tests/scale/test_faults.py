@@ -29,6 +29,7 @@ def test_stop_signal_to_one_rank(tmp_path: Path) -> None:
     assert code == 75, output
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank(tmp_path: Path, rank: int) -> None:
     run = Running(tmp_path / "run")

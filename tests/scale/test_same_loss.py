@@ -106,6 +106,7 @@ def compare(one: Path, other: Path, cases: Mapping[str, Sequence[str]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_tasks(tmp_path: Path, strategy: str) -> None:
     train(tmp_path / "one", USUAL)
@@ -114,6 +115,7 @@ def test_tasks(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("strategy", ["tensor", "context"])
 def test_divided(tmp_path: Path, strategy: str) -> None:
     """Every device has all rows: some heads and features of each layer, or some tokens of each row."""

@@ -31,7 +31,7 @@ COMMON_WORDS = {
     "random", "run", "sequential", "parallel", "identity", "clip", "convolution", "drop_path", "exact_answer", "policy",
     "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position", "second",
     "task", "json", "table", "dataset", "parquet", "accuracy", "evaluate", "judge", "memory", "sample", "win_rate",
-    "difficulty", "perplexity", "ray", "stages", "target", "weights",
+    "difficulty", "perplexity", "ray", "stages", "target", "weights", "context", "damaged", "repeated", "tensor",
 }  # fmt: skip
 
 

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
-from ablatio.config import tensor_parallel_rules as _of_heads  # noqa: F401
-from ablatio.config import token_parallel_rules as _of_tokens  # noqa: F401
 from ablatio.config.kind_lists import is_default, needed
 from ablatio.config.problems import (
     held_problems,

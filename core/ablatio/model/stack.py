@@ -184,13 +184,17 @@ class Stack(nn.Module):
 
     def _supports(self, length: int) -> bool:
         # Positions are computed for any length unless they say otherwise: tables end at max_len.
-        positions = (self.position, *self._others)
-        return length <= self.max_len or all(getattr(p, "extends", True) for p in positions)
+        return length <= self.max_len or all(getattr(p, "extends", True) for p in self.positions)
+
+    @property
+    def positions(self) -> tuple[Any, ...]:
+        """The positions of the layers, each once: the one of the run, then those that layers have in its place."""
+        return (self.position, *self._others)
 
     @property
     def rotates_cached_keys(self) -> bool:
         """True if a position of some layer depends on the length, so that all cached keys are rotated in each pass."""
-        return any(getattr(p, "rotates_cached_keys", False) for p in (self.position, *self._others))
+        return any(getattr(p, "rotates_cached_keys", False) for p in self.positions)
 
     def _contexts(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ablatio.errors import UserError
 from ablatio.model.peft.adapters import ADAPTER
+from ablatio.model.stack import Stack
 
 POSITION_METHODS = ("prepare", "rotate", "bias", "score")  # those whose results only divided heads see
 
@@ -84,9 +85,11 @@ class Layout:
     once: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, part: nn.Module) -> "Layout":
+    def of(cls, part: Any) -> "Layout":
         """The layout that the facts of a part (attention, mlp, position) and of its activation declare."""
         made = cls()
+        if not isinstance(part, nn.Module):  # a position without tensors
+            return made
         for found in _named(part, "column_parallel"):
             made._columns(*found)
         for _, name, module in _named(part, "row_parallel"):
@@ -139,8 +142,8 @@ def _named(part: nn.Module, fact: str) -> Iterator[tuple[nn.Module, str, nn.Modu
             yield part, name, None
 
 
-def _is_position(part: nn.Module) -> bool:
-    return getattr(part, "built_as", "") == "position"
+def _is_position(part: Any) -> bool:
+    return not isinstance(part, nn.Module) or getattr(part, "built_as", "") == "position"
 
 
 def _has(module: nn.Module, name: str) -> bool:
@@ -155,7 +158,7 @@ def _tensors(module: nn.Module) -> list[tuple[nn.Module, str]]:
 class Divided:
     """A part that computes with this device's share of its weights."""
 
-    def __init__(self, part: nn.Module, devices: Devices) -> None:
+    def __init__(self, part: Any, devices: Devices) -> None:
         self.part, self.devices, self.layout = part, devices, Layout.of(part)
         self._entered: dict[int, tuple[Tensor, Tensor]] = {}  # by id: (x, x as it enters), so that it enters once
 
@@ -220,13 +223,15 @@ class Divided:
         return self.devices.enter(bias) * float(self.devices.index == 0)
 
 
-def parts_of(model: nn.Module) -> list[nn.Module]:
-    """The parts of a model that can be divided, in order: attentions, feed-forward parts, positions."""
+def parts_of(model: nn.Module) -> list[Any]:
+    """The parts of a model that can be divided: attentions, feed-forward parts, positions (which may be no modules)."""
     kinds = ("attention", "mlp", "position")
-    return [m for m in model.modules() if getattr(m, "built_as", "") in kinds and not getattr(m, "absent", False)]
+    modules = [m for m in model.modules() if getattr(m, "built_as", "") in kinds and not getattr(m, "absent", False)]
+    used = {id(p): p for stack in model.modules() if isinstance(stack, Stack) for p in stack.positions}
+    return [*modules, *(p for p in used.values() if not isinstance(p, nn.Module))]
 
 
-def refuse_what_does_not_divide(parts: list[nn.Module], count: int) -> None:
+def refuse_what_does_not_divide(parts: list[Any], count: int) -> None:
     """Raise UserError if the tensors of a part do not divide by the number of devices."""
     for part in parts:
         for module, name, axis in Layout.of(part).divided:

@@ -228,7 +228,7 @@ class Attention(Protocol):
     replicated           modules and tensors that are used on each head in the same way, as a norm of queries
     enters               modules whose output all heads use, computed on every device
 
-    Fact for devices that divide the tokens of a row (ablatio.model.token_parallel):
+    Facts for devices that divide the tokens of a row (ablatio.model.token_parallel):
     splits_tokens        True if a token needs nothing of the others but the keys and values that `ctx.place` returns
     """
 

@@ -1,7 +1,6 @@
 """Rules for strategies that divide the tokens of rows: what a part does not declare is refused."""
 
-from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
-from ablatio.registry.rules import rule
+from ablatio import rule
 
 _DIVIDED = "facts.strategy.splits == 'tokens' and trainer.devices * trainer.nodes > 1"
 _WHO = "strategy={strategy.name} divides the tokens of a row over {trainer.devices * trainer.nodes} devices, and "

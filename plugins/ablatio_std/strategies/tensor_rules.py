@@ -1,7 +1,6 @@
 """Rules for strategies that divide the heads and features of layers: what a part does not declare is refused."""
 
-from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
-from ablatio.registry.rules import rule
+from ablatio import rule
 
 _DIVIDED = "facts.strategy.splits == 'heads' and trainer.devices * trainer.nodes > 1"
 _DEVICES = "trainer.devices * trainer.nodes"
