@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from ablatio.training.device import WIDE, Machine, multiply_with_onednn, onednn_is_faster
+from ablatio.errors import EnvironmentFault
+from ablatio.training.device import WIDE, Machine, cores, multiply_with_onednn, onednn_is_faster
 
 EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
 
@@ -97,3 +98,15 @@ def test_freed_memory_is_reused_without_page_faults():
         return int(ended.stdout)
 
     assert faults(True) < 6144 < 61_440 <= faults(False)
+
+
+def test_no_more_threads_than_openmp_starts(monkeypatch):
+    """OMP_THREAD_LIMIT bounds the usual number of threads, and a larger one is refused with one that works."""
+    trainer = {"device": "cpu", "precision": "32", "threads": None}
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    assert Machine.choose(trainer).threads == cores() == 1
+    with pytest.raises(EnvironmentFault, match=r"OMP_THREAD_LIMIT=1.*\n    try: trainer.threads=1$"):
+        Machine.choose(trainer | {"threads": 2})
+    for without in ("", "many"):
+        monkeypatch.setenv("OMP_THREAD_LIMIT", without)
+        assert Machine.choose(trainer | {"threads": 2}).threads == 2

@@ -64,7 +64,12 @@ class Machine:
                 f"trainer.precision=tf32 came, and device={device} here has no units for it: expected a GPU of compute "
                 f"capability {TF32_SINCE} or later\n    try: trainer.precision=32"
             )
-        return cls(device, precision, trainer["threads"] or max(1, cores() // (place.local_world if place else 1)))
+        if (threads := trainer["threads"] or 0) > (most := openmp_limit()):
+            raise EnvironmentFault(
+                f"trainer.threads={threads} came, and the environment has OMP_THREAD_LIMIT={most}: torch would leave "
+                f"parts of its results unset\n    try: trainer.threads={most}"
+            )
+        return cls(device, precision, threads or max(1, cores() // (place.local_world if place else 1)))
 
     def prepare(self, width: int) -> None:
         """Apply these settings to torch, for a model with d_model = `width`."""
@@ -140,5 +145,16 @@ def runs_on_gpu() -> int:
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of CPU cores that a computation of this process may use."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, openmp_limit())
+
+
+def openmp_limit() -> int:
+    """The environment's OMP_THREAD_LIMIT, or a large number.
+
+    torch must not be told of more threads: some of its kernels divide their work by that number, and what a thread that
+    OpenMP does not start would have computed stays unset (attention with a mask then gives NaN).
+    """
+    said = os.environ.get("OMP_THREAD_LIMIT", "")
+    return max(1, int(said)) if said.isdigit() else sys.maxsize
