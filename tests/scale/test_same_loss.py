@@ -93,6 +93,13 @@ def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, rank
             assert process.returncode == 0, output[-3000:]
 
 
+def same_on_two_ranks(folder: Path, cases: Mapping[str, Sequence[str]], strategy: str) -> None:
+    """Each case has the metrics of one device on two, with this strategy."""
+    train(folder / "one", cases)
+    train(folder / "two", cases, strategy, "trainer.devices=2", ranks=2)
+    compare(folder / "one", folder / "two", cases)
+
+
 def compare(one: Path, other: Path, cases: Mapping[str, Sequence[str]]) -> None:
     for name in cases:
         tolerance = LOOSE.get(name, 1e-5)
@@ -109,9 +116,7 @@ def compare(one: Path, other: Path, cases: Mapping[str, Sequence[str]]) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_tasks(tmp_path: Path, strategy: str) -> None:
-    train(tmp_path / "one", USUAL)
-    train(tmp_path / "two", USUAL, f"strategy={strategy}", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", USUAL)
+    same_on_two_ranks(tmp_path, USUAL, f"strategy={strategy}")
 
 
 @pytest.mark.slow
@@ -120,35 +125,27 @@ def test_tasks(tmp_path: Path, strategy: str) -> None:
 def test_divided(tmp_path: Path, strategy: str) -> None:
     """Every device has all rows: some heads and features of each layer, or some tokens of each row."""
     cases = {"tensor": DIVIDED, "context": TOKENS}[strategy]
-    train(tmp_path / "one", cases)
-    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", cases)
+    same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["tensor", "context"])
 def test_further_divided(tmp_path: Path, strategy: str) -> None:
     cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER}[strategy]
-    train(tmp_path / "one", cases)
-    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", cases)
+    same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_further_tasks_and_parts(tmp_path: Path, strategy: str) -> None:
-    train(tmp_path / "one", FURTHER)
-    train(tmp_path / "two", FURTHER, f"strategy={strategy}", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", FURTHER)
+    same_on_two_ranks(tmp_path, FURTHER, f"strategy={strategy}")
 
 
 @pytest.mark.long
 def test_optimizers_on_sharded_weights(tmp_path: Path) -> None:
     """Those of single entries work on rows, the others on whole tensors at their owners."""
     cases = {name: [f"optimizer={name}", "schedule=constant", "schedule.warmup=0"] for name in OPTIMIZERS}
-    train(tmp_path / "one", cases)
-    train(tmp_path / "two", cases, "strategy=fsdp", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", cases)
+    same_on_two_ranks(tmp_path, cases, "strategy=fsdp")
 
 
 @pytest.mark.long
@@ -170,6 +167,4 @@ def test_optimizer_state_on_the_host(tmp_path: Path) -> None:
 def test_deepspeed(tmp_path: Path, strategy: str) -> None:
     pytest.importorskip("deepspeed")
     cases = DEEPSPEED | (SHARDED_BY_DEEPSPEED if strategy == "zero3" else {})
-    train(tmp_path / "one", cases)
-    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
-    compare(tmp_path / "one", tmp_path / "two", cases)
+    same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunEvaluation:
-    """What became of one run.
+    """Result of evaluating one run.
 
     run     the run, as the report reads it
     state   measured; kept: an earlier call had measured the same; failed: `why` says what came

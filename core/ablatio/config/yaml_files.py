@@ -23,7 +23,7 @@ SWEEP, PRESET, SIZE = local_files.SWEEP, "preset", "size"
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Context in which each conf folder is listed once; a composition asks for its files about 135 times."""
+    """List each conf folder once within this context; a composition reads the list about 135 times."""
     if _seen.get() is not None:
         yield
         return

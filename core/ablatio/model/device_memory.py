@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Memory in bytes of one device; `ablatio.model.strategy.Strategy.memory` says what a strategy makes of it.
+    """Memory in bytes that a run takes on one device; `Strategy.memory` computes it for each strategy.
 
     weights      of the model, in 32 bits
     gradients    of the trainable weights: as many bytes as these

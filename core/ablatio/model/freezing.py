@@ -26,7 +26,9 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         found = [p for p, info in weights if info.role == pattern or is_at(pattern, info.name)]
         if not found:
-            raise UserError(_is_tied(model, pattern) or _no_weight(pattern, [info.name for _, info in weights]))
+            raise UserError(
+                _tied_head_problem(model, pattern) or _no_weight(pattern, [info.name for _, info in weights])
+            )
         for parameter in found:
             parameter.requires_grad_(False)
 
@@ -44,8 +46,8 @@ def _fits(wanted: str, part: str) -> bool:
     return fnmatchcase(part, SHORT.get(wanted, wanted))
 
 
-def _is_tied(model: nn.Module, pattern: str) -> str:
-    """What to say of a pattern that names the head, if its weight is the embedding's; else empty."""
+def _tied_head_problem(model: nn.Module, pattern: str) -> str:
+    """Message for a pattern that names the head of a model whose head is its embedding; "" for others."""
     head = getattr(getattr(model, "lm_head", None), "weight", None)
     names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is head]
     if len(names) < 2 or not (pattern == "head" or is_at(pattern, "lm_head.weight")):

@@ -73,7 +73,7 @@ class _Leave(torch.autograd.Function):
 
 @dataclass(slots=True)
 class Layout:
-    """What a device has of one part: tensors as (module, name).
+    """How the tensors of one part are divided over devices; a tensor is named by (module, name).
 
     divided   and the axis along which it has a part of the tensor
     copied    whole, used on this device's heads or features only: gradients are summed over the devices

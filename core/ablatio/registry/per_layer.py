@@ -301,7 +301,7 @@ def _entry_problems(where: str, kind: str, entry: Entry) -> Iterator[Problem]:
 
 
 def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the layers as a stack, for a config whose values are valid by themselves."""
+    """Problems of the layers taken together, in a config in which each setting is valid by itself."""
     distinct, sharing = config["model"].get("distinct_layers"), config["model"].get("sharing", "cycle")
     for kind in varied(config):
         registry = REGISTRIES[kind]
@@ -350,7 +350,7 @@ def _taken_over(where: str, registry: Registry[Any], layer: int, node: Mapping[s
 
 
 def _connects_layers(part: PartSpec) -> bool:
-    """True if all layers must have this part: its block says so, or its placement changes the stream's shape."""
+    """True if all layers must have this part: a block of the whole stack, or a placement that widens the stream."""
     return bool(part.facts.get("whole_stack")) or "open" in part.facts.get("uses", ())
 
 

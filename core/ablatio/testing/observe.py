@@ -304,7 +304,7 @@ def _decode(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 
 @observes("prompt")
 def _prompt(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    """Replies to two questions, and all that was asked of the model."""
+    """The replies to two questions, and every call that the program made of the model."""
     llm, program = sample_use.scripted(), sample_use.program(entry, knobs)
     replies = answer_all(program, llm, sample_use.EXAMPLES, sample_use.QUESTIONS)
     return [replies, llm.calls, llm.scored, llm.asked]

@@ -23,11 +23,11 @@ class Threads:
         self.barrier, self.given = threading.Barrier(COUNT, timeout=60), [torch.empty(0)] * COUNT
 
     def devices(self, index: int) -> Devices:
-        """What thread `index` is told of the others; it has a whole copy of each tensor and uses its own part."""
+        """Devices for thread `index`, if they divide heads; it holds each tensor whole and uses its part."""
         return Devices(COUNT, index, lambda x: self.total(index, x), lambda t, axis: t.chunk(COUNT, dim=axis)[index])
 
     def token_devices(self, index: int) -> TokenDevices:
-        """What thread `index` is told of the others, if they divide tokens."""
+        """Devices for thread `index`, if they divide tokens."""
         return TokenDevices(COUNT, index, lambda x: self.gather(index, x), lambda x: self.total(index, x))
 
     def total(self, index: int, x: Tensor) -> Tensor:

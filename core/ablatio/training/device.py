@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ablatio.data.workers import available_cores
 from ablatio.errors import EnvironmentFault
 from ablatio.registry.kinds.launch_types import GPU_RUNS
 from ablatio.training.rank_environment import Place
@@ -146,8 +147,7 @@ def runs_on_gpu() -> int:
 
 def cores() -> int:
     """Number of CPU cores that a computation of this process may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(found, openmp_limit())
+    return min(available_cores(), openmp_limit())
 
 
 def openmp_limit() -> int:

@@ -1,7 +1,6 @@
 """Launcher for this machine: a pool of forked processes."""
 
 import multiprocessing
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Annotated
 
 from ablatio import Positive, launchers
+from ablatio.data.workers import available_cores
 from ablatio.errors import EnvironmentFault
 from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._gpus import gpus
@@ -42,7 +42,7 @@ class Pool:
         timeout: Seconds = None,
     ) -> None:
         self.work, self.threads, self.timeout = work, threads, timeout
-        self.slots = workers or max(1, _cores() // threads)
+        self.slots = workers or max(1, available_cores() // threads)
         self.orders: dict[str, LaunchRequest] = {}
         self.deaths = 0
 
@@ -105,11 +105,6 @@ class Pool:
             self.pipe.send(message)
         except OSError:  # the server is dead: the next poll() notices it and returns its runs as lost
             return
-
-
-def _cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ablatio import NonNegative, Positive, launchers
+from ablatio.data.workers import available_cores
 from ablatio.errors import UserError
 from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._server import GRACE
-from ablatio_std.launchers.pool import Pool, Seconds, _cores
+from ablatio_std.launchers.pool import Pool, Seconds
 
 FOLDER = "slurm"  # folder in the study for the files of submitit
 POLL_INTERVAL = 0.25  # seconds between checks of the jobs
@@ -83,7 +84,7 @@ class Slurm:
     ) -> None:
         self.work, self.cluster, self.timeout, self.partition = work, cluster, timeout, partition
         self.time, self.cpus, self.gpus, self.memory = time, cpus, gpus, memory
-        on_this_machine = 1 if cluster == "debug" else max(1, _cores() // cpus)
+        on_this_machine = 1 if cluster == "debug" else max(1, available_cores() // cpus)
         self.slots = workers or (QUEUE if cluster == "slurm" else on_this_machine)
         self.waiting: list[LaunchRequest] = []
         self.running: dict[str, tuple[LaunchRequest, Any]] = {}

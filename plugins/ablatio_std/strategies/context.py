@@ -12,6 +12,7 @@ from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
 from ablatio.model.token_parallel import DividedTokens, TokenDevices
+from ablatio_std.strategies._sums import exchange, summed
 
 
 @strategies.register("context", paper="arXiv:2407.21783")
@@ -36,7 +37,7 @@ class ContextParallel(Strategy):
                 "whole text\n    try: strategy=ddp"
             )
         ranks = self.ranks
-        self.divided = DividedTokens(model.model, TokenDevices(ranks.world, ranks.rank, self._gathered, _sum))
+        self.divided = DividedTokens(model.model, TokenDevices(ranks.world, ranks.rank, self._gathered, summed))
         self.step_module: nn.Module = step
         self.trained = [p for p in step.parameters() if p.requires_grad]
 
@@ -54,19 +55,8 @@ class ContextParallel(Strategy):
         if not last:
             return
         has = torch.tensor([float(p.grad is not None) for p in self.trained], device=loss.device)
-        used = [p for p, any_rank in zip(self.trained, _sum(has).tolist(), strict=True) if any_rank]
+        used = [p for p, any_rank in zip(self.trained, summed(has).tolist(), strict=True) if any_rank]
         for p in used:  # a rank whose tokens do not reach a weight has no gradient of it
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in used if p.grad is not None]
-        if gradients:
-            summed = _sum(torch.cat([g.flatten() for g in gradients]))
-            for gradient, whole in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(whole.view_as(gradient))
-
-
-def _sum(x: Tensor) -> Tensor:
-    """Sum over all ranks."""
-    summed = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(summed)
-    return summed
+        exchange([p.grad for p in used], summed)

@@ -1,15 +1,8 @@
 """Rules for strategies that divide the tokens of rows: what a part does not declare is refused."""
 
-from ablatio import rule
+from ablatio_std.strategies._refusals import refusals
 
-_DIVIDED = "facts.strategy.splits == 'tokens' and trainer.devices * trainer.nodes > 1"
-_WHO = "strategy={strategy.name} divides the tokens of a row over {trainer.devices * trainer.nodes} devices, and "
-_OTHER = "strategy=fsdp"
-
-
-def _refuse(when: str, why: str, where: str, fix: str = _OTHER) -> None:
-    rule(when=f"{_DIVIDED} and ({when})", why=_WHO + why, fix=fix, where=where)
-
+_refuse = refusals("tokens", "the tokens of a row")
 
 for _kind in ("attention", "mlp"):
     _refuse(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -18,6 +17,7 @@ from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
 from ablatio.model.tensor_parallel import Devices, Divided, parts_of, refuse_what_does_not_divide
+from ablatio_std.strategies._sums import exchange, summed
 from ablatio_std.strategies.sharded import FullySharded
 
 
@@ -40,7 +40,7 @@ class TensorParallel(FullySharded):
         refuse_what_does_not_divide(parts, world)
         device = next(step.parameters()).device.type
         self.mesh = init_device_mesh(device, (world,))
-        devices = Devices(world, self.ranks.rank, _sum, self._own)
+        devices = Devices(world, self.ranks.rank, summed, self._own)
         for divided in [Divided(part, devices) for part in parts]:
             for module, name, axis in divided.layout.divided:
                 if (whole := module._parameters.get(name)) is not None and not isinstance(whole, DTensor):
@@ -63,12 +63,8 @@ class TensorParallel(FullySharded):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.loose if p.grad is not None]
-        if not last or not gradients:
-            return
-        mean = self.ranks.total(torch.cat([g.flatten() for g in gradients]))
-        for gradient, found in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(found.view_as(gradient))
+        if last:
+            exchange([p.grad for p in self.loose], self.ranks.total)
 
     def gradient_norm(self, parameters: Any) -> Tensor:
         found = [p.grad for p in parameters if p.grad is not None]
@@ -93,10 +89,3 @@ class TensorParallel(FullySharded):
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
         yield  # all ranks call the model with the same inputs, each with its heads
-
-
-def _sum(x: Tensor) -> Tensor:
-    """Sum over all ranks."""
-    summed = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(summed)
-    return summed

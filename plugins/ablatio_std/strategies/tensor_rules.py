@@ -1,100 +1,78 @@
 """Rules for strategies that divide the heads and features of layers: what a part does not declare is refused."""
 
-from ablatio import rule
+from ablatio_std.strategies._refusals import DEVICES, refusals
 
-_DIVIDED = "facts.strategy.splits == 'heads' and trainer.devices * trainer.nodes > 1"
-_DEVICES = "trainer.devices * trainer.nodes"
-_WHO = f"strategy={{strategy.name}} divides heads and features over {{{_DEVICES}}} devices, and "
-_OTHER = "strategy=fsdp"
-
-
-def _refuse(when: str, why: str, fix: str, where: str) -> None:
-    rule(when=f"{_DIVIDED} and ({when})", why=_WHO + why, fix=fix, where=where)
-
+_refuse = refusals("heads", "heads and features")
 
 for _kind in ("attention", "mlp"):
     _refuse(
         f"len(facts.{_kind}.row_parallel) == 0 and not facts.{_kind}.absent",
         f"{_kind}={{{_kind}.name}} does not declare how: its fact `row_parallel` is empty",
-        _OTHER,
         _kind,
     )
 _refuse(
     "('rotate' in facts.position.uses or 'score' in facts.position.uses) and not facts.position.splits_heads",
     "position={position.name} is used on heads without the fact `splits_heads`",
-    _OTHER,
     "position",
 )
 _refuse(
     "facts.activation.across_features and not facts.mlp.absent",
     "activation={activation.name} has the fact `across_features`: its results depend on other features",
-    _OTHER,
     "activation",
 )
 _refuse(
     "'d_ff' in facts.activation.wiring and len(facts.activation.column_parallel) == 0 and not facts.mlp.absent",
     "activation={activation.name} knows the number of features; its fact `column_parallel` does not say what is theirs",
-    _OTHER,
     "activation",
 )
 _refuse(
     "len(facts.placement.inner_norm) > 0",
     "placement={placement.name} normalizes all of them together before the last projection (its fact `inner_norm`)",
-    _OTHER,
     "placement",
 )
 for _knob in ("qk_norm", "v_norm"):
     _refuse(
         f"'whole_' in attention.{_knob}",
         f"attention.{_knob}={{attention.{_knob}}} normalizes all heads together",
-        _OTHER,
         "attention",
     )
 _refuse(
     "facts.shortcut.adds_values",
     "shortcut={shortcut.name} changes the values of all heads (its fact `adds_values`)",
-    _OTHER,
     "shortcut",
 )
 _refuse(
-    f"model.n_heads % ({_DEVICES}) != 0 and not facts.attention.absent",
+    f"model.n_heads % ({DEVICES}) != 0 and not facts.attention.absent",
     "model.n_heads={model.n_heads} does not divide",
-    _OTHER,
     "model.n_heads",
 )
 _refuse(
-    f"attention.n_kv_heads % ({_DEVICES}) != 0 and model.n_heads % ({_DEVICES}) == 0",
+    f"attention.n_kv_heads % ({DEVICES}) != 0 and model.n_heads % ({DEVICES}) == 0",
     "attention.n_kv_heads={attention.n_kv_heads} does not divide",
-    _OTHER,
     "attention",
 )
 _refuse(
-    f"model.inner_width % ({_DEVICES}) != 0 and not facts.mlp.absent",
+    f"model.inner_width % ({DEVICES}) != 0 and not facts.mlp.absent",
     "the inner width {model.inner_width} of mlp={mlp.name} does not divide",
-    _OTHER,
     "model.d_ff",
 )
 _refuse(
     "model.dropout > 0",
     "model.dropout={model.dropout} draws the attention weights that it drops for all heads together",
-    "model.dropout=0",
     "model.dropout",
+    "model.dropout=0",
 )
 _refuse(
     "peft.name != 'none' and not facts.peft.tensor_parallel",
     "peft={peft.name} does not declare how its weights are divided: its fact `tensor_parallel` is False",
-    _OTHER,
     "peft",
 )
 _refuse(
     "facts.peft.tensor_parallel and peft.dropout > 0",
     "peft.dropout={peft.dropout} draws what it drops for all of them together",
-    "peft.dropout=0",
     "peft",
+    "peft.dropout=0",
 )
 _refuse(
-    "facts.quantization.bits < 32",
-    "quantization={quantization.name} stores codes of whole matrices",
-    _OTHER,
-    "quantization",
+    "facts.quantization.bits < 32", "quantization={quantization.name} stores codes of whole matrices", "quantization"
 )

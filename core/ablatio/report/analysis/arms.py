@@ -242,7 +242,7 @@ def _name(arms: Sequence[Arm], single_changes: bool) -> None:
 
 
 def short_names(arms: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Label of each arm -> the shortest name that tells it from the others, as in a report."""
+    """Map the label of each arm to the name that a report gives it: the settings in which it differs from others."""
     made = [Arm(label_of(arm), label_of(arm), arm, []) for arm in arms]
     _name(made, single_changes=False)
     return {arm.label: arm.name for arm in made}

@@ -1,4 +1,4 @@
-"""What the data pipeline of each arm did: its tokenizer, documents that filters dropped, rows that a mixture drew."""
+"""Tables of the data of each arm: its tokenizer, documents that filters dropped, rows that a mixture drew."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class LiveReport(WatchedReport):
     """A report of folders that is kept up to date, as a page and its data."""
 
     def page(self) -> str:
-        """The page, which asks for new data by itself."""
+        """HTML of the page, with the script that fetches new data."""
         return page_text(self.findings, script="live.js")
 
     def data(self) -> str:

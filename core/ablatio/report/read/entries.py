@@ -1,4 +1,4 @@
-"""What lies in a folder of runs: runs, studies and recipes with their state, score and size on disk; removal."""
+"""List the runs, studies and recipes of a folder with state, score and size on disk, and remove them."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Run:
 
     @property
     def scored_text(self) -> str:
-        """Hash of the text that scores are on: of the held-out text where the source tells it, else as `data`."""
+        """Hash of the held-out text, where the source computes one; else that of all documents, as `data`."""
         return str(inner(self.manifest, "data").get("held_out", "")) or self.data
 
     @property

@@ -1,4 +1,4 @@
-"""What parts declare of their division over devices: these compute the loss and the gradients of one device."""
+"""A part divided over two devices, as its facts declare, gives the loss and the gradients of one device."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
