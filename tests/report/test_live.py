@@ -99,7 +99,7 @@ def test_taken_port_is_said_with_a_way_out(tmp_path: Path) -> None:
 def test_fingerprint_changes_with_each_file_of_a_run(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", HALF)
     run = run_folder(folder, next(iter(sorted(p.name for p in (folder / "runs").iterdir()))))
-    for name in ("metrics.csv", "config.json"):
+    for name in ("metrics.csv", "config.json", "evaluations.json"):
         before = fingerprint([folder])
         assert fingerprint([folder]) == before
         with (run / name).open("a") as file:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from ablatio.errors import AblatioError
 from ablatio.report.escape import visible
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, STUDY
+from ablatio.training.evaluation.values_file import VALUES
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings
 
-WATCHED = (STUDY, LEDGER, "config.json", "metrics.csv", "summary.json", "error.txt")  # files that change a report
+# Files that change a report.
+WATCHED = (STUDY, LEDGER, "config.json", "metrics.csv", "summary.json", "error.txt", VALUES)
 LEAST_SECONDS = 2.0  # between two analyses, or twice as long as the last one took
 
 
