@@ -13,6 +13,7 @@ import ablatio
 from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
 from ablatio.model.freezing import is_at
+from ablatio.model.on_meta import on_meta
 from ablatio.training.run_spec import RunSpec
 
 SIZES = ["model.d_model=16", "model.n_layers=3", "model.n_heads=2", "model.max_len=16", "tokenizer=bytes"]
@@ -27,7 +28,7 @@ def sizes_of(*words: str) -> dict[str, int]:
     from ablatio.model.cost.parameters import meta_model
 
     found = spec(*words)
-    with torch.device("meta"):
+    with on_meta():
         return {name: p.numel() for name, p in meta_model(found.config, found.vocabulary).named_parameters()}
 
 

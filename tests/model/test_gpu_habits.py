@@ -10,7 +10,7 @@ import ablatio.model.decoding.rollout as rollout_module
 import ablatio_std.mlps.experts as experts_module
 from ablatio.model.build import build_model
 from ablatio.model.example import PADDING, Example, joined
-from ablatio.model.meta_copy import meta_copy
+from ablatio.model.on_meta import meta_copy
 from ablatio.model.transfer import constants, to_device
 from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.safetensors_io import suspicious

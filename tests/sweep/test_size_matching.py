@@ -1,10 +1,10 @@
 """match=: arms get the baseline's parameters, FLOPs or time within 1 %, and the plan states the residual."""
 
 import pytest
-import torch
 
 from ablatio.errors import ConfigError
 from ablatio.model.builder import ModelBuilder
+from ablatio.model.on_meta import on_meta
 from ablatio.report.terminal.plan_table import duration, estimate_arms
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.size_matching import CLOSE, nearest
@@ -15,7 +15,7 @@ SIZE = ["model.d_model=64", "model.n_layers=2", "model.max_len=32", "tokenizer=b
 
 
 def true_parameters(config) -> int:
-    with torch.device("meta"):
+    with on_meta():
         return sum(p.numel() for p in ModelBuilder(config, vocabulary_of(config)).model().parameters())
 
 

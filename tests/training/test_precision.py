@@ -11,7 +11,7 @@ from helpers.runs import TINY, ablatio, metrics, summary
 from torch import nn
 
 from ablatio.errors import Diverged, EnvironmentFault
-from ablatio.model.meta_copy import meta_copy
+from ablatio.model.on_meta import meta_copy
 from ablatio.model.optimizer_step import SkipStep
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry.registry import REGISTRIES

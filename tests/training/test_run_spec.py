@@ -11,7 +11,7 @@ from ablatio.config.compose import compose_run
 from ablatio.errors import EnvironmentFault
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.cost import flops, parameters
-from ablatio.model.meta_copy import meta_copy
+from ablatio.model.on_meta import meta_copy
 from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 from ablatio.registry.registry import ContractError

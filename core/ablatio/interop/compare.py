@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
+from ablatio.model.on_meta import on_meta
 from ablatio.storage.atomic_write import make_folder, write_json
 from ablatio.storage.paths import cache_root
 
@@ -29,7 +30,7 @@ def check_loaded(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
     Raises UserError for weights that the parts have no place for, and if the logits of a few tokens differ; a
     difference between ROUNDING and WRONG is logged. The result is remembered in the cache, under the folder's content.
     """
-    with torch.device("meta"):
+    with on_meta():
         places = build_model(config, vocab_size).state_dict().keys()
     if lost := [name for name in weights if name not in places]:
         raise UserError(f"{folder} has weights for which its parts have no place: {', '.join(lost[:4])} ({len(lost)})")

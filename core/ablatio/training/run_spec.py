@@ -192,7 +192,7 @@ class RunSpec:
         """Compute size and cost on this model before tuning, so that no second model is built for counting."""
         from ablatio.model.cost.flops import cost_of
         from ablatio.model.cost.parameters import measure
-        from ablatio.model.meta_copy import meta_copy
+        from ablatio.model.on_meta import meta_copy
         from ablatio.registry.kinds import checkpointings
 
         if not checkpointings.is_default(self.config.get("checkpointing") or {"name": checkpointings.default}):
@@ -213,27 +213,25 @@ class RunSpec:
 @lru_cache(4096)
 def _trainable(shape: str, vocabulary: int) -> int:
     """Count trainable parameters on the meta device; `shape`: the settings that determine them, as JSON."""
-    import torch
-
     from ablatio.model.cost.parameters import meta_model
+    from ablatio.model.on_meta import on_meta
     from ablatio.model.peft.apply import tune
 
     config = json.loads(shape)
-    with torch.device("meta"):
+    with on_meta():
         return tune(meta_model(config, vocabulary), config, 0).trainable
 
 
 @lru_cache(4096)
 def _stored(shape: str, vocabulary: int) -> int:
     """Count the bytes of the stored weights on the meta device; `shape` as in `_trainable`."""
-    import torch
-
     from ablatio.model.cost.artifact import stored_bytes
     from ablatio.model.cost.parameters import meta_model
+    from ablatio.model.on_meta import on_meta
     from ablatio.model.peft.apply import tune
 
     config = json.loads(shape)
-    with torch.device("meta"):
+    with on_meta():
         tune(model := meta_model(config, vocabulary), config, 0)
     return stored_bytes(model)
 

@@ -22,6 +22,7 @@ from ablatio.config.presets import presets
 from ablatio.model.build import build_model
 from ablatio.model.cost.memory import memory_of
 from ablatio.model.cost.parameters import measure
+from ablatio.model.on_meta import on_meta
 from ablatio.model.parameter_roles import groups_by_role
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
@@ -98,7 +99,7 @@ def counted(preset, size):
 def test_a_true_size_has_the_parameters_of_the_published_model(name, size):
     config, published = PUBLISHED[name, size]
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
+    with on_meta():
         theirs = auto.from_config(config).num_parameters()
     assert published in (None, theirs)
     assert counted(name, size).parameters == theirs - BESIDE.get(name, lambda config: 0)(config)
@@ -160,7 +161,7 @@ def test_the_cache_of_one_token_is_its_keys_and_values():
 def test_each_size_is_called_after_its_parameters(name):
     for size in presets()[name].sizes:
         config = config_of(name, size)
-        with torch.device("meta"):
+        with on_meta():
             parameters = sum(p.numel() for p in build_model(config, vocabulary_of(config)).parameters())
         called = float(size[:-1]) * {"m": 1e6, "b": 1e9, "t": 1e12}[size[-1]]
         assert parameters == pytest.approx(called, rel=0.17), size  # as rounded by those who published it

@@ -12,6 +12,7 @@ from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import Record
 from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.on_meta import on_meta
 from ablatio.model.peft.apply import trains_all, tune
 from ablatio.registry.kinds import checkpointings
 
@@ -116,7 +117,7 @@ def head_flops(config: Mapping[str, Any], vocab_size: int) -> float:
     """Return the FLOPs of the logits of one token; a tied token table that is narrower adds its projection."""
     builder = ModelBuilder(config, vocab_size)
     d_model, rows = builder.dims.d_model, builder.dims.vocab_size
-    with torch.device("meta"):
+    with on_meta():
         width = getattr(builder.embedding(), "width", d_model) if builder.dims.tied else d_model
     return float(2 * width * (rows + (d_model if width != d_model else 0)))
 
@@ -156,7 +157,7 @@ def _pass_flops(config: Mapping[str, Any], vocab_size: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     example, length = example_of(config, vocab_size)
-    with torch.device("meta"):
+    with on_meta():
         model = ModelBuilder(config, vocab_size).model().train()
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         given = {f.name: getattr(example, f.name) for f in fields(example)}
@@ -177,7 +178,7 @@ def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -
 
     example, length = example_of(config, vocab_size)
     # The math backend consists of matrix products, whose forward and backward passes the counter sees.
-    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+    with on_meta(), sdpa_kernel(SDPBackend.MATH):
         tune(model.eval(), config, 0)
         with Hidden(model) as hidden, FlopCounterMode(display=False) as forward:
             states = model.states(example, Record())

@@ -19,6 +19,7 @@ from ablatio.model.cost.meta_tensors import ReadAsOne
 from ablatio.model.cost.parameters import example_of
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.on_meta import on_meta
 from ablatio.model.parameter_roles import ParameterGroup, Role, groups_by_role
 from ablatio.model.stack import Stack
 from ablatio.registry import kinds
@@ -64,7 +65,7 @@ def memory_of(
 
     tune: applies a PEFT method to the model; copies: number of further models of the same size (a reference)
     """
-    with torch.device("meta"):
+    with on_meta():
         model = ModelBuilder(config, vocab_size).model()
         cache = _cache(model)
         if tune is not None:
@@ -136,7 +137,7 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
         kept[storage._cdata] = storage  # kept alive, so that no later storage gets the same address
         return tensor
 
-    with torch.device("meta"):
+    with on_meta():
         model = ModelBuilder(small, vocab_size).model().train()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}  # saved, too, but counted elsewhere
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -158,7 +159,7 @@ def _cache(model: LanguageModel) -> int | None:
     """Bytes that one more token of a text adds to the cache, at 32 bits; states of fixed size are not counted."""
     cache = KVCache()
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), on_meta():
             model.eval().read(torch.zeros(1, 1, dtype=torch.long), None, cache)
     except UserError:  # an encoder cannot decode, so it has no cache
         return None

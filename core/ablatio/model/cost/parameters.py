@@ -12,6 +12,7 @@ from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.context import Record
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.on_meta import on_meta
 from ablatio.model.parameter_roles import describe, named_generator
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
@@ -75,7 +76,7 @@ def parameters(config: Mapping[str, Any], vocab_size: int) -> int:
 
 def meta_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
     """Build the config's model on the meta device, without activation checkpointing: shapes without values."""
-    with torch.device("meta"):
+    with on_meta():
         model: LanguageModel = ModelBuilder(json.loads(shape_of(config)), vocab_size).model()
     return model
 
@@ -100,7 +101,7 @@ def _measured(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) 
     from torch.utils.flop_counter import FlopCounterMode
 
     example, length = example_of(config, vocab_size)
-    with torch.device("meta"):
+    with on_meta():
         model.eval()
         with Hidden(model) as hidden, FlopCounterMode(display=False) as counter, torch.no_grad():
             model.training_logits(model.states(example, Record()))

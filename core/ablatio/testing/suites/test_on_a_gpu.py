@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from ablatio.model.build import build_model
 from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import loss_of
-from ablatio.model.meta_copy import meta_copy
+from ablatio.model.on_meta import meta_copy
 from ablatio.model.parameter_roles import named_generator
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry

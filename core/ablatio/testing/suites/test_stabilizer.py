@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ablatio.model.cost.meta_tensors import ReadAsOne
-from ablatio.model.meta_copy import meta_copy
+from ablatio.model.on_meta import meta_copy
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts, tiny_models

@@ -1,12 +1,36 @@
-"""Copy a model to the meta device: shapes without values."""
+"""Build a model on the meta device, or copy one to it: shapes without values."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
+_LINSPACE = torch.linspace
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Tensors are created on the meta device, whatever has used torch before in this process.
+
+    torch.device("meta") alone is not enough: torch notes its constructors when a device is first used as a context.
+    transformers' from_pretrained replaces torch.linspace while it does so, and from then on torch.linspace is not
+    among them.
+    """
+    with _LinspaceOnMeta(), torch.device("meta"):
+        yield
+
+
+class _LinspaceOnMeta(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _LINSPACE and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 def meta_copy(model: M) -> M:
