@@ -35,7 +35,10 @@ class Site:
         return self
 
     def run(self, *arguments: str, seconds: str = "8") -> subprocess.CompletedProcess[str]:
-        """Run Python with these distributions and a cache of its own."""
+        """Run Python with these distributions and a cache of its own, which knows the parts of ablatio alone."""
+        known = Path(os.environ["ABLATIO_CACHE"], "catalogue")
+        if known.is_dir() and not self.cache.exists():
+            shutil.copytree(known, self.cache / "catalogue")
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "ABLATIO_CACHE": str(self.cache),

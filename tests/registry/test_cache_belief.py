@@ -33,6 +33,13 @@ if not mark.exists():
     mark.touch()
     {do}
 """
+INHERITING = """
+from ablatio import norms
+from ablatio_std.norms.rmsnorm import RMSNorm
+@norms.register("mine", paper="none")
+class Mine(RMSNorm):
+    \"\"\"As rmsnorm.\"\"\"
+"""
 PRESETS = {
     "good": "# A preset that works.\nnorm: layernorm\nmodel: {d_model: 64}\n",
     "list": "- norm\n",
@@ -135,9 +142,27 @@ except AblatioError as error:
     assert site.ask(code) == [lr, module], "a module outside the plugin is never imported: the plugins are read again"
 
 
+def test_a_part_of_ours_that_a_plugin_imports_stays_ours(new_site: type[Site], tmp_path: Path) -> None:
+    """Our parts are listed before the plugins are read, so a plugin may be the first to import one."""
+    (tmp_path / "inheriting.py").write_text(INHERITING)
+    site = new_site(tmp_path / "x").add("inheriting", "inheriting", origin=tmp_path)
+    found: Any = site.ask(
+        "from ablatio.registry import discovery\nfrom ablatio.registry.kinds import norms\n"
+        "answer = {n: [norms[n].distribution.name, norms[n].module] for n in ('rmsnorm', 'layernorm', 'mine')}\n"
+        "answer['failures'] = [str(f) for f in discovery.failures()]"
+    )
+    assert found == {
+        "rmsnorm": ["ablatio", "ablatio_std.norms.rmsnorm"],
+        "layernorm": ["ablatio", "ablatio_std.norms.layernorm"],
+        "mine": ["inheriting", "inheriting"],
+        "failures": [],
+    }
+
+
 def rewrite(cache: Path, kind: str, name: str, knob: dict[str, Any], **changes: str) -> Path:
     """Change a part in the cached catalogue, with a digest that is right."""
-    (path,) = (cache / "catalogue").glob("*.json")
+    # The newest: our own parts have a catalogue of their own, to which the plugins' was added.
+    path = max((cache / "catalogue").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
     stored = json.loads(path.read_text())
     entry = next(e for e in stored["catalogue"]["entries"] if (e["kind"], e["name"]) == (kind, name))
     entry.update(changes)

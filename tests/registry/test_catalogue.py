@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ablatio.errors import EnvironmentFault
 from ablatio.registry import catalogue
 from ablatio.registry.catalogue import Catalogue, PluginSource
+from ablatio.registry.part_spec import Distribution
 
 FAILURE = {"plugin": "slow", "dist": "slow", "version": "1", "reason": "did not finish loading within 30 s"}
 LASTING = {"plugin": "bad", "dist": "bad", "version": "1", "reason": "the knob `eps` has no type", "lasting": "yes"}
@@ -19,9 +21,11 @@ class Scans:
 
     def __init__(self) -> None:
         self.count, self.failures = 0, list[dict[str, str]]()
+        self.asked = list[tuple[list[str], Catalogue | None]]()
 
-    def __call__(self, sources: list[PluginSource]) -> Catalogue:
+    def __call__(self, sources: list[PluginSource], ours: Catalogue | None) -> Catalogue:
         self.count += 1
+        self.asked.append(([s.key for s in sources], ours))
         return Catalogue(failures=self.failures)
 
 
@@ -46,6 +50,18 @@ def test_a_change_deep_in_the_core_is_seen(scans: Scans, tmp_path: Path) -> None
     (tmp_path / "core" / "registry" / "kinds" / "model.py").write_text("norms = 2, 3\n")
     catalogue.read([])
     assert scans.count == 2
+
+
+def test_our_own_parts_are_not_read_again_for_a_plugin(scans: Scans, tmp_path: Path) -> None:
+    """The second half, that a part of ours which such a plugin imports stays ours, is in test_cache_belief."""
+    (tmp_path / "theirs.py").write_text("")
+    ours = PluginSource("std", "ours", Distribution("ablatio", "1"))
+    theirs = PluginSource("more", "theirs", Distribution("theirs", "1"))
+    for version in "ab":
+        catalogue.read([ours, replace(theirs, distribution=Distribution("theirs", version))])
+    both = ["ablatio:std", "theirs:more"]
+    assert [keys for keys, _ in scans.asked] == [["ablatio:std"], both, both]
+    assert [known is None for _, known in scans.asked] == [True, False, False]
 
 
 def test_an_installation_is_seen(scans: Scans, tmp_path: Path) -> None:
@@ -94,14 +110,14 @@ def test_a_plugin_that_is_killed_once_is_tried_again(monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
     asked = list[dict[str, str]]()
 
-    def scan(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, str, str]:
+    def scan(sources: object, lost: dict[str, str], ours: object) -> tuple[Catalogue | None, str, str]:
         asked.append(dict(lost))
         return ends.pop(0)
 
     monkeypatch.setattr(catalogue, "_scan_in_child", scan)
-    assert catalogue._scan([]) == Catalogue() and asked == [{}, {}, {}]
+    assert catalogue._scan([], None) == Catalogue() and asked == [{}, {}, {}]
     ends += [(None, "one:a", "was killed by SIGKILL")] * 2 + [(Catalogue(), "", "")]
-    assert catalogue._scan([]) == Catalogue() and asked[-1] == {"one:a": "was killed by SIGKILL"}
+    assert catalogue._scan([], None) == Catalogue() and asked[-1] == {"one:a": "was killed by SIGKILL"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"digest": 1}', '{"digest": "x", "catalogue": []}'])
@@ -113,6 +129,6 @@ def test_a_damaged_catalogue_is_made_anew(scans: Scans, tmp_path: Path, content:
 
 
 def test_a_scan_that_dies_outside_any_plugin_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_scan_in_child", lambda count, lost: (None, "", "ended the process with code -9"))
+    monkeypatch.setattr(catalogue, "_scan_in_child", lambda *asked: (None, "", "ended the process with code -9"))
     with pytest.raises(EnvironmentFault, match=r"(?s)the plugins cannot be read.*code -9.*-c .import torch."):
-        catalogue._scan([])
+        catalogue._scan([], None)

@@ -1,6 +1,5 @@
 """Command line `ablatio COMMAND ...`: errors without a traceback, with the exit codes of `ablatio.errors`."""
 
-import gc
 import importlib
 import os
 import sys
@@ -9,6 +8,7 @@ from contextlib import nullcontext
 
 from ablatio.cli.commands import COMMANDS
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted
+from ablatio.storage.collector import collect_seldom
 from ablatio.storage.early_stop import early_stops
 from ablatio.storage.process import Stopped
 from ablatio.storage.streams import SafeStream, safe_streams
@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Detect a GPU without initializing CUDA, because a sweep forks its runs from this process.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # Imports create a million long-lived objects; scanning them for garbage takes a quarter of the import time
-    # (1.2 of 5 s), so the collector runs less often.
-    gc.set_threshold(10_000, 10, 10)
+    collect_seldom()
     with safe_streams() as (out, _):
         code = _guarded(words)
         out.flush()

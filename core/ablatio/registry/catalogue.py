@@ -117,9 +117,17 @@ class Catalogue:
     rules: list[dict[str, str]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the cache."""
+        return {f: getattr(self, f) for f in Catalogue.__slots__}
+
 
 def read(sources: list[PluginSource]) -> Catalogue:
-    """Catalogue of these plugins: from the cache if none of their files has changed, otherwise from a new scan."""
+    """Catalogue of these plugins: from the cache if none of their files has changed, otherwise from a new scan.
+
+    Our own parts have a catalogue of their own, to which a scan adds those of the other distributions: whoever writes
+    a plugin waits for the import of the plugin alone.
+    """
     key = _fingerprint(sources)
     path = cache_root() / FOLDER / f"{key}.json"
     with contextlib.suppress(OSError, EnvironmentFault):
@@ -128,9 +136,10 @@ def read(sources: list[PluginSource]) -> Catalogue:
             data = stored["catalogue"]
             if stored["digest"] == _digest(data) and not _to_be_retried(path, data) and _is_of(data, sources):
                 return Catalogue(**data)
-    found = _scan(sources)
+    ours = [s for s in sources if s.distribution.name == OURS]
+    found = _scan(sources, read(ours) if 0 < len(ours) < len(sources) else None)
     _refuse_without_ours(found)
-    data = {f: getattr(found, f) for f in Catalogue.__slots__}
+    data = found.to_json()
     if all(failure.get(LASTING) for failure in found.failures):
         with contextlib.suppress(OSError):  # without a cache the next command scans again, which only costs time
             _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
@@ -198,11 +207,14 @@ def _stamp(path: Path) -> str:
     return f"{path} gone"
 
 
-def _scan(sources: list[PluginSource]) -> Catalogue:
-    """Import all plugins in a child process; a plugin that ends or hangs the child is left out of the next try."""
+def _scan(sources: list[PluginSource], ours: Catalogue | None) -> Catalogue:
+    """Import the plugins in a child process; a plugin that ends or hangs the child is left out of the next try.
+
+    ours  our own parts, if they are known: they are then not imported
+    """
     lost, killed = dict[str, str](), set[str]()
     while True:
-        found, culprit, ending = _scan_in_child(len(sources), lost)
+        found, culprit, ending = _scan_in_child(sources, lost, ours)
         if found is not None:
             return found
         if culprit and KILLED in ending and culprit not in killed:  # perhaps for lack of memory at that moment
@@ -216,11 +228,21 @@ def _scan(sources: list[PluginSource]) -> Catalogue:
         lost[culprit] = ending
 
 
-def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, str, str]:
+def _scan_in_child(
+    sources: list[PluginSource], lost: dict[str, str], ours: Catalogue | None
+) -> tuple[Catalogue | None, str, str]:
     """(the catalogue, or None; the plugin at which the child ended; how it ended)."""
     with tempfile.TemporaryDirectory() as folder:
         result, progress = Path(folder) / "result.json", Path(folder) / "progress"
-        request = json.dumps({"leave_out": lost, "result": str(result), "progress": str(progress)})
+        request = json.dumps(
+            {
+                "plugins": [s.key for s in sources],
+                "leave_out": lost,
+                "result": str(result),
+                "progress": str(progress),
+                "ours": ours.to_json() if ours else None,
+            }
+        )
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         try:
             run = subprocess.run(
@@ -229,7 +251,7 @@ def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, 
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=30 + OUR_SECONDS + LOAD_SECONDS * count,
+                timeout=30 + OUR_SECONDS + LOAD_SECONDS * len(sources),
                 check=False,
             )
             how = f"ended the process with code {run.returncode}"

@@ -1,6 +1,7 @@
 """Plugin discovery: find entry points, scan them, roll back failures, and register parts without importing them."""
 
 import contextlib
+import gc
 import importlib
 import json
 import pkgutil
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from ablatio.registry import renamed, rules
-from ablatio.registry.catalogue import LASTING, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.registry.catalogue import LASTING, OURS, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry.part_spec import faulty_parts
 from ablatio.registry.registry import (
     REGISTRIES,
@@ -28,6 +29,7 @@ from ablatio.registry.registry import (
     provided_by,
     transaction,
 )
+from ablatio.storage.collector import collect_seldom
 from ablatio.storage.paths import shipped
 from ablatio.storage.state_json import BUILDER_KEYS
 
@@ -61,6 +63,20 @@ def load() -> None:
     _loaded = True
     sources = plugin_sources()
     catalogue = read(sources)
+    _fill(catalogue)
+    _failures.extend(
+        Failure(f["plugin"], Distribution(f["dist"], f["version"]), f["reason"], f["what"]) for f in catalogue.failures
+    )
+    left_out = {(f.plugin, f.distribution) for f in _failures if not f.what}
+    without_yaml = {(f.plugin, f.distribution) for f in _failures if f.what.endswith(YAML)}
+    for source in sources:
+        key = (source.name, source.distribution)
+        if key not in left_out:
+            _sources.append(replace(source, has_conf=key not in without_yaml))
+
+
+def _fill(catalogue: Catalogue) -> None:
+    """Register the kinds, parts and rules of a catalogue without importing them."""
     for kind in catalogue.kinds:
         if kind["kind"] not in REGISTRIES:
             Registry.from_json(kind)
@@ -72,15 +88,6 @@ def load() -> None:
             known[entry.name] = entry
     for r in catalogue.rules:
         rules.rule(**r)
-    _failures.extend(
-        Failure(f["plugin"], Distribution(f["dist"], f["version"]), f["reason"], f["what"]) for f in catalogue.failures
-    )
-    left_out = {(f.plugin, f.distribution) for f in _failures if not f.what}
-    without_yaml = {(f.plugin, f.distribution) for f in _failures if f.what.endswith(YAML)}
-    for source in sources:
-        key = (source.name, source.distribution)
-        if key not in left_out:
-            _sources.append(replace(source, has_conf=key not in without_yaml))
 
 
 def _same_source(first: PartSpec, second: PartSpec) -> bool:
@@ -100,22 +107,38 @@ def sources() -> list[PluginSource]:
 
 
 def scan_in_this_process() -> None:
-    """Entry point of the scanning child: reads {leave_out, result, progress} from stdin and writes the catalogue."""
+    """Entry point of the child that writes a catalogue: the request on stdin says of which plugins, and where to."""
+    collect_seldom()
     request = json.load(sys.stdin)
     with contextlib.suppress(ImportError):  # so that its two seconds do not count against the first plugin
         importlib.import_module("torch")
-    catalogue = scan(plugin_sources(), request["leave_out"], Path(request["progress"]))
-    data = {f: getattr(catalogue, f) for f in Catalogue.__slots__}
-    Path(request["result"]).write_text(json.dumps(data))
+    ours = Catalogue(**request["ours"]) if request["ours"] else None
+    found = [s for s in plugin_sources() if s.key in request["plugins"]]
+    catalogue = scan(found, request["leave_out"], Path(request["progress"]), ours)
+    Path(request["result"]).write_text(json.dumps(catalogue.to_json()))
+    gc.freeze()  # the process ends here, and need not look for garbage among all that it imported
 
 
-def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path | None = None) -> Catalogue:
-    """Import each plugin and record what it registers; one that fails is rolled back and reported."""
+def scan(
+    found: list[PluginSource],
+    leave_out: Mapping[str, str],
+    progress: Path | None = None,
+    ours: Catalogue | None = None,
+) -> Catalogue:
+    """Import each plugin and record what it registers; one that fails is rolled back and reported.
+
+    ours  the catalogue of our own parts, if it is known: they are registered from it, and not imported
+    """
     global _loaded
     _loaded = True  # a lookup while the registries are being filled must not start a second scan
     catalogue = Catalogue()
     conf_names: dict[str, Distribution] = {}
+    if ours is not None:
+        _fill(ours)
     for source in found:
+        if ours is not None and source.distribution.name == OURS:
+            _check_conf(source, conf_names)  # whose faults are known; the names of its options are taken
+            continue
         if progress:
             with progress.open("a") as file:
                 file.write(f"\n{source.key}")

@@ -230,8 +230,9 @@ class Registry(Generic[T]):
                 return target
             if listed and listed.distribution != SESSION:
                 refuse_another_description(listed, entry)
-            # A part imported after its catalogue entry was read keeps the distribution that the scan found.
-            if old and entry.distribution == SESSION:
+            # A part imported after its catalogue entry was read keeps the distribution that the scan found, also if a
+            # plugin of another distribution imports it.
+            if old and (listed or entry.distribution == SESSION):
                 entry = replace(entry, distribution=old.distribution)
             self.entries[name] = entry
             self._targets[name] = target

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted
+from ablatio.storage.collector import collect_seldom
 from ablatio.storage.early_stop import early_stops
 from ablatio.storage.process import Stopped
 from ablatio.storage.streams import lasting_stdout, safe_streams
@@ -20,6 +21,7 @@ from ablatio.storage.streams import lasting_stdout, safe_streams
 
 def main(failure: Path) -> int:
     """Train as one rank; returns the exit code."""
+    collect_seldom()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     with safe_streams():

@@ -19,6 +19,7 @@ from ablatio.registry import kinds, parts_file
 from ablatio.registry.consumers import without_effect
 from ablatio.storage.atomic_write import write_text
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
+from ablatio.storage.collector import collect_in_training
 from ablatio.storage.early_stop import training
 from ablatio.storage.json_files import read_object
 from ablatio.storage.secrets import redact
@@ -58,6 +59,7 @@ def train(
     Preempted after a stop signal.  For an error during training, summary.json gets its status and message.
     """
     quiet_libraries()
+    collect_in_training()
     training(ended=False)
     spec = settled(spec)
     if from_environment() is None and several_devices(spec.config["trainer"]):

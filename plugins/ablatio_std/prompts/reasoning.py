@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from ablatio import Positive, prompts
 from ablatio.model.prompting.types import Example, Form, Question, Reply, TextModel, Vote
@@ -75,6 +74,8 @@ class AutoCot:
         self.shown: list[Example] | None = None
 
     def fit(self, llm: TextModel, examples: Sequence[Example]) -> None:
+        from scipy.cluster.vq import kmeans2  # 0.4 s, of which only this part has a use
+
         vectors = llm.embed([e.question for e in examples])
         count = min(self.clusters, len(np.unique(vectors, axis=0)))
         rng = np.random.default_rng(llm.random("clusters").getrandbits(63))
