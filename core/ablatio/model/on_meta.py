@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,9 @@ def on_meta() -> Iterator[None]:
     transformers' from_pretrained replaces torch.linspace while it does so, and from then on torch.linspace is not
     among them.
     """
-    with _LinspaceOnMeta(), torch.device("meta"):
+    with torch.device("meta"):
+        knows_all = torch.linspace(0, 1, 1).is_meta
+    with nullcontext() if knows_all else _LinspaceOnMeta(), torch.device("meta"):
         yield
 
 
