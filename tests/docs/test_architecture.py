@@ -1,6 +1,7 @@
 """architecture.md and errands.md: the files and functions that they name exist, and the walks really happen."""
 
 import ast
+import graphlib
 import itertools
 import re
 import sys
@@ -50,6 +51,26 @@ def test_files_and_functions_that_a_page_names_exist(page: str) -> None:
         assert INVENTED.search(file) or (ROOT / file).exists(), f"docs/{page} names {file}, which does not exist"
     for file, name in NAMED.findall(text):
         assert name in definitions(ROOT / file), f"docs/{page} names {file}:{name}, which does not exist"
+
+
+def test_no_two_modules_of_the_core_import_each_other() -> None:
+    """Neither inside functions nor for types alone, which the contracts of import-linter leave out."""
+    root = ROOT / "core"
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+             for path in sorted((root / "ablatio").rglob("*.py"))}  # fmt: skip
+    modules, imported = set(names.values()) - {"ablatio"}, dict[str, set[str]]()
+    for path, name in names.items():
+        found = set[str]()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        # `from ablatio.registry import kinds` imports the package kinds; registry itself is only its folder.
+        packages = {n for n in found & modules if any(m.startswith(f"{n}.") for m in found & modules)}
+        imported[name] = (found & modules) - packages - {name}
+    assert imported["ablatio.training.loop"] > {"ablatio.training.after_step"}
+    list(graphlib.TopologicalSorter(imported).static_order())  # raises CycleError, which names the modules
 
 
 def test_the_layers_are_those_of_import_linter() -> None:

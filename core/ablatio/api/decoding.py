@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ablatio.api.session import computing
 from ablatio.errors import UserError
@@ -10,18 +10,38 @@ from ablatio.registry import kinds
 from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from ablatio.api.run_folder import RunFolder
     from ablatio.model.prompting.types import Example, Reply
 
 Choice = str | Mapping[str, Any]
 Judge = Callable[[str, Sequence[str], Sequence[Sequence[int]]], Sequence[float]]
+
+
+class OpenedRun(Protocol):
+    """What is used of a run: its model, its tokenizer and its chat template."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Any:
+        """The trained model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+    @property
+    def template(self) -> Any:
+        """Its chat template."""
+
+
 USUAL = {"temperature": 0.8, "top_p": 0.95}
 
 
 def generate(
-    run: "RunFolder",
+    run: OpenedRun,
     prompts: Sequence[str],
     *,
+    open_run: Callable[[Path], OpenedRun],
     tokens: int,
     given: Mapping[str, Any],
     seed: int,
@@ -34,14 +54,18 @@ def generate(
     reward: Choice | None,
     samples: int,
 ) -> list[str]:
-    """Continue prompts, as documented at `RunFolder.generate_many`; `given`: settings of the sampling."""
+    """Continue prompts, as documented at `RunFolder.generate_many`.
+
+    given     settings of the sampling
+    open_run  opens the run of the second model
+    """
     from ablatio.model.decoding.generate import Request, answer, complete
 
     part, several = _decode(decode, given, seed)
     asked = list(prompts) if several else [prompt for prompt in prompts for _ in range(samples)]
     with computing():
         request = Request(
-            tokens, part, seed, tuple(stop), tuple(choices), _second(type(run), second, decode), _judge(reward, decode)
+            tokens, part, seed, tuple(stop), tuple(choices), _second(open_run, second, decode), _judge(reward, decode)
         )
         if not chat:
             found = complete(run.model, run.tokenizer, asked, request)
@@ -55,7 +79,7 @@ def generate(
 
 
 def answer(
-    run: "RunFolder",
+    run: OpenedRun,
     question: str,
     *,
     prompt: Choice,
@@ -113,7 +137,7 @@ def _decode(choice: Choice | None, given: Mapping[str, Any], seed: int) -> tuple
     return part, bool(entry.facts["beams"]) or entry.knob("n") is not None
 
 
-def _second(kind: "type[RunFolder]", folder: str | Path | None, choice: Choice | None) -> Any:
+def _second(open_run: Callable[[Path], OpenedRun], folder: str | Path | None, choice: Choice | None) -> Any:
     name = None if choice is None else choice if isinstance(choice, str) else choice["name"]
     needs = name is not None and kinds.decodes[name].facts["needs_second_model"]
     if folder is None:
@@ -125,7 +149,7 @@ def _second(kind: "type[RunFolder]", folder: str | Path | None, choice: Choice |
             f"second={folder} was given, and {f'decode={name}' if name else 'sampling'} uses one model\n"
             "    try: decode=speculative"
         )
-    return kind(Path(folder).expanduser(), None).model
+    return open_run(Path(folder).expanduser()).model
 
 
 def _judge(choice: Choice | None, decode: Choice | None) -> Judge | None:

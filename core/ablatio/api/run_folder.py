@@ -162,8 +162,9 @@ class RunFolder:
 
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         return generate(
-            self, prompts, tokens=tokens, given={k: v for k, v in given.items() if v is not None}, seed=seed, chat=chat,
-            system=system, decode=decode, stop=stop, choices=choices, second=second, reward=reward, samples=samples,
+            self, prompts, open_run=lambda folder: type(self)(folder, None), tokens=tokens,
+            given={k: v for k, v in given.items() if v is not None}, seed=seed, chat=chat, system=system,
+            decode=decode, stop=stop, choices=choices, second=second, reward=reward, samples=samples,
         )  # fmt: skip
 
     def answer(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,9 +47,7 @@ def once(key: str, make: Callable[[], T]) -> T:
 
 
 def _folders() -> Iterator[tuple[Path, Distribution]]:
-    from ablatio import __version__
-
-    ours = Distribution(OURS, __version__)
+    ours = Distribution(OURS, version(OURS))
     yield shipped("conf"), ours
     for source in discovery.sources():
         if source.conf is not None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ablatio.data.documents import ChatSegment as ChatSegment
 from ablatio.data.types import Conversation, Feedback, Ids, Message, Source, Tokenizer, start_id, token_type
 from ablatio.errors import UserError
 from ablatio.registry.kinds import templates
@@ -19,21 +20,6 @@ from ablatio.registry.kinds.data import Template as Template
 log = logging.getLogger("ablatio")
 EOS = ""  # stands in templates for the tokenizer's own end-of-document token
 BOS = "\N{START OF TEXT}"  # stands for the token that opens a text: its bos or, without one, its end-of-document token
-
-
-@dataclass(frozen=True, slots=True)
-class ChatSegment:
-    """A segment of a formatted conversation.
-
-    sign    `text` is the name of a special token (one id), not text of a message
-    said    the assistant wrote it: fine-tuning computes its loss on these tokens
-    weight  factor of that loss: the `weight` of the message
-    """
-
-    text: str
-    sign: bool = False
-    said: bool = False
-    weight: float = 1.0
 
 
 class SpecialTokenTokenizer:

@@ -7,13 +7,14 @@ documents are never filtered, so that runs with different filters are scored on 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ablatio.data.cache_store import get_or_build, key_of
+from ablatio.data.documents import Verdict as Verdict
 from ablatio.data.parallel import Engine, map_texts
 from ablatio.data.splits import TrainValSplit, split_rule
 from ablatio.data.types import Document, Source, Split
@@ -24,20 +25,6 @@ from ablatio.storage.atomic_write import explained, write_pieces
 EXAMPLES = 5  # per filter, of dropped and of changed documents
 SHOWN = 240  # characters of an example
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A filter's decision on one document.
-
-    text    the text that is kept; None: the document is dropped
-    reason  why it is dropped, in a few words that occur for many documents: they are counted
-    counts  what was replaced or removed in a text that is kept, by name
-    """
-
-    text: str | None
-    reason: str = ""
-    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablatio.data.types import Split
+from ablatio.data.documents import Split
 
 STOP = ("\n",)
 

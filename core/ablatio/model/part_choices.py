@@ -55,3 +55,10 @@ def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.
     """Build the config's objective, which may add ids (sentinels, masks) and siblings of the last layer."""
     choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
     return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
+
+
+def piece_of(optimizer: PartChoice) -> str:
+    """Return what an optimizer must update together: entry, tensor or model."""
+    facts = kinds.optimizers[optimizer.name].facts
+    whole = facts["updates"] == "entry" and any(optimizer.knobs.get(name) for name in facts["whole_if"])
+    return "tensor" if whole else str(facts["updates"])

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablatio.model.builder import PartChoice
 from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
-from ablatio.registry import kinds
 
 Build = Callable[[list[ParameterGroup]], torch.optim.Optimizer]
 
@@ -129,10 +127,3 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     stacks = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
     found = [layer for stack in stacks for layer in stack.layers]  # type: ignore[union-attr]
     return [layer for layer in dict.fromkeys(found) if any(True for _ in layer.parameters())]
-
-
-def piece_of(optimizer: PartChoice) -> str:
-    """Return what an optimizer must update together: entry, tensor or model."""
-    facts = kinds.optimizers[optimizer.name].facts
-    whole = facts["updates"] == "entry" and any(optimizer.knobs.get(name) for name in facts["whole_if"])
-    return "tensor" if whole else str(facts["updates"])

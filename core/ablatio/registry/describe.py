@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablatio.errors import did_you_mean
 from ablatio.registry import packages, renamed, signatures
+from ablatio.registry.kind_contract import KindContract
 from ablatio.registry.knobs import Knob, SignatureError, read_signature
 from ablatio.registry.part_spec import ContractError, PartSpec, current_distribution, told_together
 from ablatio.registry.source_digest import source_digest
 
-if TYPE_CHECKING:
-    from ablatio.registry.registry import Registry
-
-    Target = Callable[..., Any]
+Target = Callable[..., Any]
 
 
 def place_of(kind: str, name: str, target: Target) -> str:
@@ -24,7 +22,7 @@ def place_of(kind: str, name: str, target: Target) -> str:
 
 
 def describe(
-    registry: Registry[Any], name: str, target: Target, paper: str, said: Mapping[str, Any], digest: str
+    registry: KindContract, name: str, target: Target, paper: str, said: Mapping[str, Any], digest: str
 ) -> PartSpec:
     """The description of a part.
 
@@ -75,7 +73,7 @@ def describe(
     )
 
 
-def _facts_with_old_or_unknown_names(registry: Registry[Any], target: Target, said: Mapping[str, Any]) -> Iterator[str]:
+def _facts_with_old_or_unknown_names(registry: KindContract, target: Target, said: Mapping[str, Any]) -> Iterator[str]:
     old_names = renamed.FACTS.get(registry.kind, {})
     for old, new in old_names.items():
         if old in said or (inspect.isclass(target) and old in vars(target)):
@@ -86,7 +84,7 @@ def _facts_with_old_or_unknown_names(registry: Registry[Any], target: Target, sa
 
 
 def _contract_faults(
-    registry: Registry[Any], target: Target, wiring: tuple[str, ...], knobs: tuple[Knob, ...], facts: dict[str, Any]
+    registry: KindContract, target: Target, wiring: tuple[str, ...], knobs: tuple[Knob, ...], facts: dict[str, Any]
 ) -> list[str]:
     """Faults of wiring, methods and names of knobs; adds the facts that follow from the signature."""
     faults: list[str] = []
@@ -120,7 +118,7 @@ def _contract_faults(
     return faults
 
 
-def _unused_faults(registry: Registry[Any], target: Target, uses: Sequence[str]) -> Iterator[str]:
+def _unused_faults(registry: KindContract, target: Target, uses: Sequence[str]) -> Iterator[str]:
     """A class that has methods of which none is ever called, as after a slip in a name; `none` needs no method."""
     own = [n for n, value in vars(target).items() if inspect.isfunction(value) and not n.startswith("_")]
     if uses or registry.methods or not inspect.isclass(target) or not own:
@@ -132,7 +130,7 @@ def _unused_faults(registry: Registry[Any], target: Target, uses: Sequence[str])
     )
 
 
-def _wiring_faults(registry: Registry[Any], wiring: tuple[str, ...]) -> Iterator[str]:
+def _wiring_faults(registry: KindContract, wiring: tuple[str, ...]) -> Iterator[str]:
     for word in (w for w in wiring if w not in registry.wiring):
         if new := renamed.WIRING.get(registry.kind, {}).get(word):
             yield f"the parameter `{word}` is now called `{new}`; rename it"
@@ -144,7 +142,7 @@ def _wiring_faults(registry: Registry[Any], wiring: tuple[str, ...]) -> Iterator
             )
 
 
-def _method_faults(registry: Registry[Any], target: type, facts: Mapping[str, Any]) -> Iterator[str]:
+def _method_faults(registry: KindContract, target: type, facts: Mapping[str, Any]) -> Iterator[str]:
     """Methods that are missing, then those with another signature than the contract's."""
     for name in registry.methods:
         member = getattr(target, name, None)
@@ -165,7 +163,7 @@ def _method_faults(registry: Registry[Any], target: type, facts: Mapping[str, An
     yield from signatures.faults(target, registry.kind, expected)
 
 
-def _form_of(registry: Registry[Any], form: tuple[str, ...]) -> dict[str, signatures.Method]:
+def _form_of(registry: KindContract, form: tuple[str, ...]) -> dict[str, signatures.Method]:
     """The method that a class of a kind with functions defines, if it is called as a function would be."""
     name = registry.methods[0] if registry.methods else signatures.CALL
     declared = signatures.methods_of(registry.contract).get(name)
@@ -174,7 +172,7 @@ def _form_of(registry: Registry[Any], form: tuple[str, ...]) -> dict[str, signat
     return {name: signatures.Method(name, tuple(map(signatures.positional, form)))}
 
 
-def _asked_faults(registry: Registry[Any], method: str, asked: list[str]) -> Iterator[str]:
+def _asked_faults(registry: KindContract, method: str, asked: list[str]) -> Iterator[str]:
     """Parameters of a method that are not among the names available to it."""
     words = registry.asks[method]
     for name in (n for n in asked if n not in words):

@@ -6,10 +6,11 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, cast, get_args
 
 from ablatio.errors import UserError, did_you_mean
 from ablatio.registry.describe import describe, place_of
+from ablatio.registry.kind_contract import KindContract
 from ablatio.registry.part_spec import SESSION as SESSION
 from ablatio.registry.part_spec import ContractError as ContractError
 from ablatio.registry.part_spec import Distribution as Distribution
@@ -18,7 +19,7 @@ from ablatio.registry.part_spec import PartSpec as PartSpec
 from ablatio.registry.part_spec import current_distribution as current_distribution
 from ablatio.registry.part_spec import provided_by as provided_by
 from ablatio.registry.part_spec import refuse_another_description as refuse_another_description
-from ablatio.registry.transactions import REGISTRIES as REGISTRIES
+from ablatio.registry.transactions import HELD
 from ablatio.registry.transactions import others_unchanged as others_unchanged
 from ablatio.registry.transactions import transaction as transaction
 from ablatio.registry.value_schedules import ValueSchedule
@@ -35,7 +36,7 @@ PerLayer = Literal["", "inside", "also outside"]
 ATTACHED_WIRING = ("d_model", "n_layers", "layer", "sublayer", "side", "max_len")
 
 
-class Registry(Generic[T]):
+class Registry(KindContract, Generic[T]):
     """The parts of one kind, and the contract that they have to keep.
 
     Arguments that describe a part of this kind:
@@ -102,7 +103,6 @@ class Registry(Generic[T]):
     """
 
     distribution: Distribution
-    from_catalogue: bool = False
 
     def __init__(
         self,
@@ -325,6 +325,8 @@ class Registry(Generic[T]):
             raise TypeError(f"{self.kind}={name} needs the wiring `{lacking[0]}`, which was not passed")
         return target(**{w: wiring[w] for w in entry.wiring}, **values)
 
+
+REGISTRIES = cast("dict[str, Registry[Any]]", HELD)
 
 # What a catalogue says of a kind; its contract is code, which is imported with the kind.
 _SAID = tuple(name for name in inspect.signature(Registry.__init__).parameters if name not in ("self", "contract"))

@@ -1,17 +1,13 @@
 """All registries by kind, and contexts that undo or refuse changes to them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ablatio.registry.kind_contract import KindContract
 from ablatio.registry.part_spec import SESSION, ContractError, Distribution, PartSpec
 
-if TYPE_CHECKING:
-    from ablatio.registry.registry import Registry
-
-REGISTRIES: dict[str, Registry[Any]] = {}
+HELD: dict[str, KindContract] = {}  # the registries by kind: ablatio.registry.registry.REGISTRIES
 
 
 @contextmanager
@@ -20,16 +16,16 @@ def others_unchanged(distribution: Distribution) -> Iterator[None]:
 
     `register` refuses a name that is taken; this also holds for a plugin that writes into the registries themselves.
     """
-    kinds = dict(REGISTRIES)
-    contents = {k: (r.entries, dict(r.entries), dict(r._targets)) for k, r in REGISTRIES.items()}
+    kinds = dict(HELD)
+    contents = {k: (r.entries, dict(r.entries), dict(r._targets)) for k, r in HELD.items()}
     yield
     replaced = []
     for kind, registry in kinds.items():
         held, entries, targets = contents[kind]
-        if REGISTRIES.get(kind) is not registry and not registry.from_catalogue:
-            REGISTRIES[kind] = registry
+        if HELD.get(kind) is not registry and not registry.from_catalogue:
+            HELD[kind] = registry
             replaced.append(f"the kind {kind}")
-        now = REGISTRIES[kind]
+        now = HELD[kind]
         for name, entry in entries.items():
             if entry.distribution == distribution or _is_same(now, name, entry, targets.get(name)):
                 continue
@@ -43,7 +39,7 @@ def others_unchanged(distribution: Distribution) -> Iterator[None]:
         raise ContractError(f"it replaces {what}; register parts of your own under names that are free")
 
 
-def _is_same(registry: Registry[Any], name: str, entry: PartSpec, target: Callable[..., Any] | None) -> bool:
+def _is_same(registry: KindContract, name: str, entry: PartSpec, target: Callable[..., Any] | None) -> bool:
     """True if a part has the module, the class and the distribution of `entry`, and the target if it had one."""
     found, now = registry.entries.get(name), registry._targets.get(name)
     if found is None or (found.module, found.qualname) != (entry.module, entry.qualname):
@@ -61,14 +57,14 @@ def transaction() -> Iterator[None]:
 
     Targets of parts listed before are kept: their modules stay imported, so nothing would register them again.
     """
-    kinds = dict(REGISTRIES)
-    contents = {k: (dict(r.entries), dict(r._targets)) for k, r in REGISTRIES.items()}
+    kinds = dict(HELD)
+    contents = {k: (dict(r.entries), dict(r._targets)) for k, r in HELD.items()}
     try:
         yield
     except BaseException:
-        REGISTRIES.clear()
-        REGISTRIES.update(kinds)
+        HELD.clear()
+        HELD.update(kinds)
         for kind, (entries, targets) in contents.items():
-            imported = {name: t for name, t in REGISTRIES[kind]._targets.items() if name in entries}
-            REGISTRIES[kind].entries, REGISTRIES[kind]._targets = entries, imported | targets
+            imported = {name: t for name, t in HELD[kind]._targets.items() if name in entries}
+            HELD[kind].entries, HELD[kind]._targets = entries, imported | targets
         raise

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ablatio.errors import Diverged, UserError
-from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.model.part_choices import PartChoice, piece_of
 from ablatio.model.peft.apply import AppliedPeft
 from ablatio.model.ranks import Ranks, ranks
-from ablatio.model.strategy import Strategy, piece_of
+from ablatio.model.strategy import Strategy
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer

@@ -134,6 +134,7 @@ class TrainingLoop:
 
     def _trainer(self) -> pl.Trainer:
         machine, precision = self.run.machine, precision_settings(self.run.machine)
+        after = AfterStep(self.start, begin=self._begin, after=self.after_step, state=self.extra_state)
         return make_trainer(
             max_steps=self.steps,
             max_epochs=-1,
@@ -141,11 +142,21 @@ class TrainingLoop:
             accelerator="gpu" if machine.device == "cuda" else "cpu",
             devices=[ranks().local] if machine.device == "cuda" else 1,
             # The caller's callbacks come first: a stop that they request takes effect after the same step.
-            callbacks=[*self.callbacks, AfterStep(self)],
+            callbacks=[*self.callbacks, after],
             plugins=[self.io, *precision.pop("plugins")],
             default_root_dir=str(self.folder),
             **precision,
         )
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Begin to listen for stops, and save the step that a rewind or a resume may go back to."""
+        self.stop.take()
+        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.  A run that
+        # continues another one is resumed from its own folder.
+        if self.rewinds or self.extends or (self.run.learner.rewinds and not self.found):
+            self.extends = False
+            trainer.save_checkpoint(self.folder / CHECKPOINTS / str(self.start))
+        self.resumed_at = time.monotonic()
 
     def _go_back(self, rewind: Rewind, step: int) -> None:
         """Load an older checkpoint, drop later records, and continue with the batches after the loss spike.

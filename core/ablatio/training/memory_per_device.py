@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ablatio.model.builder import PartChoice
 from ablatio.model.cost.memory import WIDTH
 from ablatio.model.cost.parameters import meta_model
 from ablatio.model.device_memory import DeviceMemory
+from ablatio.model.part_choices import PartChoice, piece_of
 from ablatio.model.ranks import Ranks
-from ablatio.model.strategy import Strategy, layers_of, piece_of
+from ablatio.model.strategy import Strategy, layers_of
 from ablatio.registry import kinds
 from ablatio.training.rank_environment import several_devices
 from ablatio.training.run_spec import RunSpec

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ablatio.data.batches import batch_of
+from ablatio.data.batches import TrainBatches, batch_of
+from ablatio.data.corpus import Corpus
+from ablatio.data.types import Tokenizer
 from ablatio.model.build import build_model
 from ablatio.model.example import Example
 from ablatio.model.language_model import loss_of
 from ablatio.model.parameter_roles import named_generator
 from ablatio.training.evaluate import evaluate
 
-if TYPE_CHECKING:
-    from ablatio.training.data_streams import DataStreams
-
 HELD_OUT = 8192  # held-out tokens of a source that a proxy is scored on
 WARM_UP = 0.1
+
+
+class Rows(Protocol):
+    """What is used of the run's data (DataStreams)."""
+
+    setup: Any
+    corpora: dict[str, Corpus]
+    tokenizer: Tokenizer
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sources, in order."""
+
+    def stream(self, corpus: Corpus) -> TrainBatches:
+        """The training rows of one source."""
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> Any:
+        """The held-out rows."""
 
 
 class Proxies:
     """Makes proxy models for a mixture; they are trained on this machine's CPU, before the run."""
 
-    def __init__(self, data: DataStreams) -> None:
+    def __init__(self, data: Rows) -> None:
         self.data = data
 
     @property
@@ -44,7 +61,7 @@ class Proxy:
     Its rows, weights and results depend on its arguments alone.
     """
 
-    def __init__(self, data: DataStreams, width: int, layers: int, steps: int, lr: float, seed: int) -> None:
+    def __init__(self, data: Rows, width: int, layers: int, steps: int, lr: float, seed: int) -> None:
         self.data, self.steps, self.lr, self.seed = data, steps, lr, seed
         setup, tokenizer = data.setup, data.tokenizer
         config = _resized(setup.config, width, layers)
@@ -97,7 +114,7 @@ class Proxy:
 
     def held_out(self) -> dict[str, float]:
         """Loss of the held-out rows of each source, in nats per token."""
-        parts: Any = self.data.validation(tokens=HELD_OUT * len(self.data.names)).parts  # type: ignore[union-attr]
+        parts: Any = self.data.validation(tokens=HELD_OUT * len(self.data.names)).parts
         sizes, device = self.data.tokenizer.token_bytes(), torch.device("cpu")
         return {
             name: evaluate(self.model, self.objective, (part[i] for i in range(len(part))), sizes, device).loss

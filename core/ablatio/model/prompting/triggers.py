@@ -1,19 +1,31 @@
 """Which tokens of a prompt to try next, by the gradient of the loss (HotFlip, arXiv:1712.06751)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ablatio.errors import UserError
+from ablatio.model.prompting.types import Usage
 
-if TYPE_CHECKING:
-    from ablatio.model.prompting.session import Session
+
+class Tokenized(Protocol):
+    """What is used of the session that asks: its model, and texts as tokens."""
+
+    model: Any
+    tokenizer: Any
+    usage: Usage
+
+    def pair(self, prompt: str, continuation: str) -> tuple[list[int], int]:
+        """Token ids of prompt and continuation, and the number of those that end within the prompt."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens."""
 
 
 def token_candidates(
-    session: "Session", prompts: Sequence[str], trigger: str, answers: Sequence[str], k: int
+    session: Tokenized, prompts: Sequence[str], trigger: str, answers: Sequence[str], k: int
 ) -> list[list[str]]:
     """Return triggers with one token replaced: in each place, by the k tokens v of largest -(e_v - e_t) . dL/de_t.
 
@@ -34,7 +46,7 @@ def token_candidates(
     return [_replaced(session, wanted, place, row, k) for place, row in enumerate(order[:, : 8 * k].tolist())]
 
 
-def _replaced(session: "Session", wanted: Sequence[int], place: int, tokens: Sequence[int], k: int) -> list[str]:
+def _replaced(session: Tokenized, wanted: Sequence[int], place: int, tokens: Sequence[int], k: int) -> list[str]:
     """The triggers with the first k of the tokens in this place whose text has the same number of tokens again."""
     rows = [[*wanted[:place], token, *wanted[place + 1 :]] for token in tokens if token != wanted[place]]
     texts = [session.text(row) for row in rows]
@@ -52,7 +64,7 @@ def _place(ids: Sequence[int], wanted: Sequence[int], trigger: str, prompt: str)
     )
 
 
-def _gradient(session: "Session", ids: Sequence[int], given: int, place: int, count: int) -> Tensor:
+def _gradient(session: Tokenized, ids: Sequence[int], given: int, place: int, count: int) -> Tensor:
     """Gradient of -log p(ids[given:] | ids[:given]) with respect to the rows of `count` tokens: (count, W)."""
     model, device = session.model.eval(), next(session.model.parameters()).device
     tokens = torch.tensor([ids], device=device)

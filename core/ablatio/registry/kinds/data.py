@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ablatio.data.chat import ChatSegment
-    from ablatio.data.types import Conversation, Document, Feedback, Ids, Message
+    from ablatio.data.documents import ChatSegment, Conversation, Document, Feedback, Ids, Message
 
 
 class Source(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from ablatio.data.filters import Verdict
+    from ablatio.data.documents import Verdict
 
 
 class Filter(Protocol):

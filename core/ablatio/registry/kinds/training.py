@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ablatio.data.types import Tokenizer
     from ablatio.model.example import Example, Loss
     from ablatio.model.optimizer_step import OptimizerStep
+    from ablatio.registry.kinds.data import Tokenizer
 
 
 class Objective(Protocol):
