@@ -18,6 +18,7 @@ def _asked(item: Item, form: str) -> list[Request]:
         return [Likelihood(item.prompt, item.continued(choice)) for choice in item.choices]
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
     prompt = "\n".join(filter(None, (item.prompt, listed, "Answer:")))
+    # With the space, as a letter follows "Answer:" in text.
     return [Likelihood(prompt, f" {letter}") for letter in LETTERS[: len(item.choices)]]
 
 

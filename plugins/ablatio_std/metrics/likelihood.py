@@ -37,6 +37,7 @@ class Perplexity:
 
     def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
         found = [s.responses[0] for s in scored]
+        # Sums over all items first: a mean of the items' means would weight short answers more.
         nats, tokens = -math.fsum(r.logp for r in found), max(1, sum(len(r.logps) for r in found))
         bits = nats / math.log(2) / max(1, sum(r.bytes for r in found))
         values = {"perplexity": math.exp(min(nats / tokens, LARGEST)), "loss": nats / tokens, "bits_per_byte": bits}
