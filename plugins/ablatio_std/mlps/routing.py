@@ -57,6 +57,7 @@ def load_shares(chosen: Tensor, experts: int, real: Tensor | None = None) -> Ten
     """
     hot = F.one_hot(chosen, experts).sum(-2)  # (B, T, E)
     counts = (hot if real is None else hot * real[..., None]).flatten(0, -2).sum(0)  # (E,)
+    # Of all ranks: the loss is not linear in f and P, and the mean of the ranks' losses would be another one.
     counts = ranks().total(counts)
     return counts / counts.sum().clamp(min=1)
 
@@ -108,4 +109,5 @@ class BalanceBias(nn.Module):
     @torch.no_grad()
     def update(self, share: Tensor) -> None:
         """Move the bias against the load shares (E,) of this pass."""
+        # Only the sign, as in the paper: the step does not depend on the batch size.
         self.bias.add_(torch.sign(share.mean() - share).to(self.bias.dtype), alpha=self.rate)
