@@ -90,6 +90,7 @@ class ConvolvedMultiHead(SoftmaxAttention):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         convs, key = list(self.convs), self.layer
         if self.on != "projections":
+            # Its own cache entry where the layer has two convolutions.
             (mixed,) = convolve(convs[:1], [x], ("input", key) if self.on == "both" else key, ctx)
             x, convs = x + mixed.to(x.dtype), convs[1:]
         if self.on == "input":

@@ -54,6 +54,7 @@ def random_blocks(count: int, window: int, random: int, seed: int, device: torch
     A hash of (i, j, seed) ranks the candidates, so that the choice for block i does not depend on the text's length.
     """
     i, j = torch.arange(count, device=device)[:, None], torch.arange(count, device=device)
+    # Odd constants and shifts as of integer hashes, in 32 bits: no generator, whose numbers would depend on the count.
     draw = (i * 0x9E3779B1 + j * 0x85EBCA77 + seed * 0xC2B2AE3D) & 0xFFFFFFFF
     for shift in (15, 13):
         draw = ((draw ^ (draw >> shift)) * 0x2C1B3C6D) & 0xFFFFFFFF
@@ -90,6 +91,7 @@ class Windowed(Patterned):
         needs_all = getattr(position, "rotates_cached_keys", False) or (self.first and hasattr(position, "score"))
         if ctx.cache is None or self.pattern is None or ctx.memory is not None or needs_all:
             return super().place(q, k, v, ctx)
+        # Rotated at their true positions before they are cached, since the window drops earlier keys.
         q, k = ctx.rotate(q, k, self.layer)
         first = None
         if self.first:
@@ -97,6 +99,7 @@ class Windowed(Patterned):
             first = (start + torch.arange(self.first, device=k.device)).expand(len(k), -1)  # (B, first)
         k, v, index = ctx.cache.update_window(self.layer, k, v, self.window, first)
         view = self.view(ctx)
+        # No key was dropped yet: the view of the whole text fits.
         if index.shape[1] == ctx.key_length:
             return q, k, v, view
         assert isinstance(view, AttentionView)
