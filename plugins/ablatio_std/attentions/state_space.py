@@ -64,8 +64,7 @@ class Mamba(Mixer):
         with without_autocast(x.device):
             u, b, c, step = at_least_float32(u, b, c, step)
             step = F.softplus(step + self.dt)  # (B, T, channels)
-            # B is scaled by s (Euler) and A by exp(s A), as in the authors' code; the exact formula for B gains nothing
-            # there.
+            # B is scaled by s (Euler) and A by exp(s A), as in the authors' code.
             y, last = selective_scan(step * u, step, -self.log_a.exp(), b, c, rows, state)
             y = y + self.skip * u
         if ctx.cache is not None:

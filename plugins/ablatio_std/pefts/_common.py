@@ -51,9 +51,12 @@ class LowRank(MatrixAdapter):
         self.scale, self.dropout = scale, dropout
         self.lora_A = nn.Parameter(torch.empty(rank, width))
         self.lora_B = nn.Parameter(torch.zeros(out, rank))
+        # U(-1 / sqrt(in), 1 / sqrt(in)), torch's initial values of a linear layer, as in the authors' code.
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        # Dropout gives the update another input than W has, and other layers compute W x by themselves: no joint kernel
+        # then.
         if type(layer) is not nn.Linear or (self.dropout and self.training):
             dropped = F.dropout(x, self.dropout, self.training)
             return said(layer, x) + self.scale * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
@@ -75,6 +78,7 @@ class LowRankExperts(LowRank):
         y, x = said(layer, rows, sizes), F.dropout(rows, self.dropout, self.training)
         if is_meta_tensor(rows):  # no values: one product has the shapes and the FLOPs of all
             return y + self.scale * F.linear(F.linear(x, self.lora_A[0]), self.lora_B[0])
+        # Rows are sorted by expert, so that each expert has one product.
         of_expert = zip(x.split(list(sizes)), self.lora_A, self.lora_B, strict=True)
         return y + self.scale * torch.cat([F.linear(F.linear(part, a), b) for part, a, b in of_expert])
 
@@ -111,6 +115,7 @@ class _LowRankLinear(torch.autograd.Function):
         rows, weight, a, b, projected = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         d_projected = (b.T.contiguous() @ grad.T).mul_(ctx.scale)  # (r, N)
+        # The largest product of the backward pass is left out where nothing before this layer is trained.
         d_x = (grad @ weight).addmm_(d_projected.T, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         d_b = (projected @ grad).mul_(ctx.scale).T
         return d_x, None, None, d_projected @ rows, d_b, None

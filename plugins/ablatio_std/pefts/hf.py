@@ -85,6 +85,7 @@ class HuggingFace:
                 raise self._missing_library(error) from None
             except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
                 raise UserError(f"peft's {self.method} refuses this model: {error}\n{self._hint()}") from error
+        # Some settings leave a method without parameters; training would then run and change nothing.
         if not any(p.requires_grad for p in model.parameters()):
             raise UserError(f"peft's {self.method} has no trainable parameter with these settings\n{self._hint()}")
 
@@ -141,6 +142,7 @@ class HuggingFace:
         if "feedforward_modules" in fields:
             settings["feedforward_modules"] = [path for path in paths if ".mlp." in path]
         if self.method in PROMPTS:
+            # As many as our own prompt methods have.
             settings["num_virtual_tokens"] = 20
         return settings
 
@@ -169,6 +171,7 @@ class HuggingFace:
         from peft import get_peft_model_state_dict
 
         tensors = get_peft_model_state_dict(self.tuner, save_embedding_layers=False)
+        # The longest path first: one may be the beginning of another.
         paths = sorted(self.made.target_modules, key=len, reverse=True)
         layers: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

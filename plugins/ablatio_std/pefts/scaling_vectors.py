@@ -109,6 +109,7 @@ class GeneralizedUpdate(MatrixAdapter):
         base = weight.new_zeros(len(weight)) if bias is None else bias
         shifted = base[:, None] * (1 + self.D()) + self.E()  # (out, 1)
         prompt = self.C()
+        # W (x + C) = W x + W C: a prompt on the input is a bias of the layer.
         shifted = shifted + weight @ prompt if isinstance(prompt, Tensor) else shifted
         no_bias = bias is None and not isinstance(prompt, Tensor) and self.E.down is None
         return self.matrix(weight), None if no_bias else shifted[:, 0]
@@ -173,6 +174,7 @@ class SelectedParameters:
             for name, parameter in module.named_parameters(recurse=False)
             if self.selects(path, name, module)
         ]
+        # Candidates are collected first: freezing does not hide them, but it must come before any is switched on.
         freeze(model)
         for pattern in self.targets or ("",):
             matched = [parameter for path, parameter in candidates if matches(pattern, path)]

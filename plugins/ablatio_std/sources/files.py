@@ -174,6 +174,7 @@ class Dataset:
 
     def fingerprint(self) -> str:
         parts = self._parts()
+        # The number of files of each split: the same files divided in another way are other data.
         knobs = [self.column, *(f"{split}:{len(files)}" for split, files in parts)]
         skip = [self.on_error] if self.on_error != "fail" else []
         return files_digest([file for _, files in parts for file in files], "dataset-1", *knobs, *skip)

@@ -102,6 +102,7 @@ class StateOfTheUnion:
     def _chosen(self, records: Sequence[dict[str, Any]], party: str) -> list[dict[str, Any]]:
         of_party = [record for record in records if record["party"] == party]
         count = max(1, round(len(of_party) * self.newest))
+        # The text breaks ties of the year: the order of the file must not matter.
         newest = sorted(of_party, key=lambda record: (record["year"], record["text"]))[-count:]
         by_hash = sorted(newest, key=lambda record: hashlib.sha256(record["text"].encode()).digest())
         return by_hash[: math.ceil(count * self.held_out)]
