@@ -122,6 +122,7 @@ class EmaNesterov:
 
     @torch.no_grad()
     def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
+        # Relative to the largest rate so far: the step ahead shrinks with the steps, as the schedule falls.
         rate = float(step.optimizer.param_groups[0]["lr"])
         self.highest = max(self.highest, rate)
         ahead = self.start * step.total <= step.index + 1 < self.end * step.total
@@ -129,6 +130,7 @@ class EmaNesterov:
         for name, w in trained(step.model).items():
             held, direction = self.held[name], self.direction[name]
             direction.lerp_(w - held, 1 - self.decay)
+            # x is kept before the model's weights move ahead of it.
             held.copy_(w)
             w.add_(direction, alpha=b)
         return {}

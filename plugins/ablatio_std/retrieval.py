@@ -53,6 +53,7 @@ class Passages(nn.Module):
         count, size = len(self.texts), 2 * self.chunk
         starts = np.linspace(0, max(0, len(ids) - size), count).astype(np.int64) // self.chunk * self.chunk
         starts = np.unique(starts)
+        # A text that is shorter than a passage is repeated: all passages have one length.
         rows = np.stack([np.resize(np.asarray(ids[s : s + size]).astype(np.int64), size) for s in starts])
         texts = torch.from_numpy(rows).to(self.texts.device)
         sums = torch.cat([self._sum(part[:, : self.chunk]) for part in texts.split(AT_ONCE)])
@@ -76,6 +77,7 @@ class Passages(nn.Module):
         if not leave_out:
             return passages
         taken = torch.stack([_shares(p, row) for p, row in zip(passages, rows, strict=True)])  # (B, U, K)
+        # Used last and not dropped: every chunk needs as many passages.
         order = taken.long().argsort(dim=-1, stable=True)[..., :count]
         return passages.gather(2, order[..., None].expand(-1, -1, -1, passages.shape[-1]))
 

@@ -60,6 +60,7 @@ class Bare:
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
             said = message.role == "assistant"
+            # The space belongs to the answer: most tokenizers have it in the first token of a word.
             yield ChatSegment(f" {message.text}" if said else message.text, said=said, weight=message.weight)
             if said:
                 yield ChatSegment(EOS, sign=True, said=True, weight=message.weight)

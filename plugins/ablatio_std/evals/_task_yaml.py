@@ -102,6 +102,7 @@ class TaskYaml:
         return beside if beside.exists() else Path(name).expanduser()
 
     def _of_folder(self, folder: Path, split: str) -> list[Path]:
+        # `test.jsonl` and the shards `test-00000-of-00002.parquet`.
         found = sorted(f for f in folder.iterdir() if f.is_file() and f.name.split(".")[0].split("-")[0] == split)
         if not found:
             raise UserError(
@@ -206,4 +207,5 @@ def answers(targets: Any, choices: Sequence[str]) -> Iterator[str]:
     """Texts of the correct answers: a text, an index of the choices, or a list of them."""
     for target in targets if isinstance(targets, list) else [targets]:
         whole = isinstance(target, int) and not isinstance(target, bool)
+        # A bool is an int in Python, and `true` in YAML is a text here.
         yield choices[target] if whole and choices and 0 <= target < len(choices) else str(target)

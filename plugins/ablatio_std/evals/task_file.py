@@ -92,6 +92,7 @@ class TaskFile:
     def _examples(self, doc: Record, pool: list[Record], draws: random.Random, first: bool) -> list[Record]:
         """Examples for the prompt, without the item itself."""
         own = self.task.shown == self.task.evaluated
+        # One more than asked for, if the item itself may be among them: it is taken out below, as lm-eval does.
         need = self.shots + own
         if len(pool) < need:
             raise UserError(
@@ -139,6 +140,7 @@ class TaskFile:
         found = literal(given, f"{self.task.path}: doc_to_choice") if given is not None else ()
         choices = tuple(map(str, found))
         target = self.task.field("doc_to_target", doc)
+        # A template writes text: "1" is an index and "[...]" a list.
         if isinstance(target, str) and ((target.isdigit() and choices) or (target[:1] == "[" and target[-1:] == "]")):
             target = literal(target, f"{self.task.path}: doc_to_target")
         return target, choices

@@ -103,6 +103,7 @@ class DedupDocument:
             return Verdict(None, "near duplicate")
         for key in keys:
             self.index.setdefault(key, []).append(len(self.signatures))
+        # Only of documents that stay: a chain of near copies is compared with its first, not with its last.
         self.signatures.append(measure)
         return Verdict(text)
 
@@ -145,6 +146,7 @@ class DedupDataset:
 
     def measure(self, text: str) -> float:
         """Share of the document's n-grams that are held out."""
+        # Different n-grams: a phrase that a document repeats counts once.
         found = np.unique(self._grams(text))
         return float(np.isin(found, self.held_out).mean()) if len(found) else 0.0
 

@@ -57,6 +57,7 @@ class Statistics:
 
     def _rules(self, text: str) -> Iterator[tuple[bool, str]]:
         tokens = text.split()
+        # Gopher counts words, so a lone dash or bullet is none.
         spoken = [token for token in tokens if any(c.isalnum() for c in token)]
         yield len(spoken) < self.words[0], "too few words"
         yield len(spoken) > self.words[1], "too many words"
@@ -257,6 +258,7 @@ def probabilities(text: str) -> dict[str, float]:
     scores = {name: sum(1 / _SHARED[t] for t in tokens if t in found) for name, found in _WORDS_OF.items()}
     letters = sum(c.isalpha() for c in text)
     counts = {name: len(pattern.findall(text)) for name, pattern in _LETTERS_OF.items()}
+    # Kana is Japanese alone, and its Chinese characters belong to it; a few kana in a Chinese text are quotations.
     if counts["ja"] * 20 > counts["zh"]:
         counts["ja"], counts["zh"] = counts["ja"] + counts["zh"], 0
     # A function word is about every third word of a text, and these scripts have no other evidence.

@@ -70,8 +70,10 @@ class AnswerWriter:
     ) -> list[list[str]]:
         """Return the answers to each prompt after all requests for revisions."""
         found = self.write(model, asked, stream, group)
+        # A template cannot write an empty turn.
         flat = [[*prompt, Message("assistant", text or " ")] for prompt, texts in zip(asked, found, strict=True)
                 for text in texts]  # fmt: skip
+        # Each revision has random streams of its own.
         for number, request in enumerate(self.revise, 1):
             turns = [[*prompt, Message("user", request)] for prompt in flat]
             replies = self.write(model, turns, None if stream is None else stream + number)

@@ -113,6 +113,8 @@ class SupervisedFineTuning(Task):
 
     def row(self, number: int) -> Row:
         """Row `number` of the run: packed conversations, or a window of plain text."""
+        # The share is exact in every stretch of rows, without a random draw: row n is text where n share passes an
+        # integer.
         texts = int(number * self.share)  # rows of plain text before this one
         if self.plain is None or int((number + 1) * self.share) == texts:
             return self.reading.row([self.written["train"][i] for i in self.rows.row(number - texts)])
@@ -168,6 +170,7 @@ class SupervisedFineTuning(Task):
         shown = list(dict.fromkeys(self.held["validation"]))[:SHOWN]
         questions = [c.messages[:-1] for c in shown]
         prompts = [w.ids.tolist() for w in write(self.tokenizer, self.form, questions, answering=True)]
+        # At most half of the row, so that half is left for the answer.
         room = [p[-self.setup.length // 2 :] for p in prompts]
         longest = min(LONGEST, self.setup.length - max(map(len, room)))
         mode = model.training

@@ -22,6 +22,7 @@ _AS_BYTES = str.maketrans({character: chr(byte) for character, byte in BYTE_OF.i
 def pieces_of(text: str) -> Iterator[str]:
     """Split a long text where the tokens of the pieces are those of the whole text."""
     start = 0
+    # In pieces of bounded length, since the library keeps over a hundred bytes of memory per token.
     while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
         yield text[start : cut.start()]
         start = cut.start()
