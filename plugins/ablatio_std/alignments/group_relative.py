@@ -4,6 +4,7 @@ Symbols: r the reward of an answer, A its advantage, u = log p(token) - log p_ol
 over the answers to one prompt.  Rewards and advantages are (B,), log-probabilities and masks (B, T).
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -248,6 +249,9 @@ class CISPO(Grouped):
 class SAPO(Grouped):
     """L = -(4 / t) sigmoid(t (ratio - 1)) A: a soft gate instead of a clip, with its temperature t by the sign of A."""
 
+    # No ratio is clipped: the gate and the weight fall smoothly, and train/clip_fraction is 0.
+    clip = clip_high = math.inf
+
     def __init__(
         self,
         *,
@@ -275,6 +279,7 @@ class VESPO(Grouped):
     """
 
     detached = True
+    clip = clip_high = math.inf  # as in sapo
 
     def __init__(
         self,

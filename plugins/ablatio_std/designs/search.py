@@ -66,7 +66,8 @@ class Halving:
         rung = [t for t in trials if t.ask.share == share]
         if share == 1.0:
             return finals(told, rung, self.survivors)
-        next_share = min(1.0, share * self.eta)
+        # Products of a share such as 1/9^5 end just below 1; a rung for the rest would drop arms once more.
+        next_share = share * self.eta if share * self.eta < 1 - 1e-9 else 1.0
         # Arms that diverged have no finite loss and drop out here, whatever their number.
         return [Trial(arm, next_share) for arm in best(rung, math.ceil(len(rung) / self.eta))]
 
