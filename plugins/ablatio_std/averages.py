@@ -82,6 +82,7 @@ class Lawa:
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Iterator[None]:
+        # Before the first weights are kept, the model's own are evaluated.
         names = self.latest[-1] if self.latest else ()
         mean = {name: torch.stack([held[name] for held in self.latest]).mean(0) for name in names}
         with exchanged_weights(model, mean):

@@ -132,6 +132,7 @@ class Parallel(nn.Module):
                 found.append(self.cross_attn(h, ctx.cross))
             if self.mlp is not None:
                 own = self.post_attention_layernorm
+                # x and not h: the second norm reads the layer's input, too.
                 found.append(self.mlp(h if own is None else own(x), ctx))
             return sum(found[1:], found[0])
 

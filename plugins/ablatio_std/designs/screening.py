@@ -138,6 +138,7 @@ class Fractional:
         named = [name.lstrip("-").split(" x ") for line in self.aliases() for name in line.split(" = ")]
         if self.foldover is not None or not named:
             return {}
+        # An aliased main effect is the worse case, and folding over all axes frees all of them.
         if any(len(keys) == 1 for keys in named):
             return {"design.foldover": "all"}
         # Folding over one axis frees it and its interactions: the axis in most aliases frees most.

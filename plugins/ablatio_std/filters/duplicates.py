@@ -98,6 +98,7 @@ class DedupDocument:
             self.exact.add(int(measure[0]))
             return Verdict(None, "exact duplicate") if known else Verdict(text)
         keys = [(band, measure[band * self.rows : (band + 1) * self.rows].tobytes()) for band in range(self.bands)]
+        # Candidates by bands, and then the whole signatures: a band alone agrees by chance in a large corpus.
         near = sorted({number for key in keys for number in self.index.get(key, ())})
         if any(float((self.signatures[n] == measure).mean()) >= self.similarity for n in near):
             return Verdict(None, "near duplicate")

@@ -114,6 +114,7 @@ def _in_duplicates(tokens: Sequence[str], n: int) -> int:
     while i <= len(tokens) - n:
         gram = "".join(tokens[i : i + n])
         known = gram in seen
+        # Past a repeated n-gram by its length: its characters count once.
         total, i = (total + len(gram), i + n) if known else (total, i + 1)
         seen.add(gram)
     return total

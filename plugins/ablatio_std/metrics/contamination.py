@@ -55,6 +55,7 @@ class Contamination:
         for text in self.texts("train"):
             words = _words(text)
             for n, wanted in self.wanted.items():
+                # Only n-grams of the items are kept, so that memory does not grow with the training text.
                 found |= wanted.intersection(_windows(words, n))
         return found
 

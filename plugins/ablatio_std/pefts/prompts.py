@@ -110,6 +110,7 @@ class PlacedPrompt(Adapter):
         rows = said(layer, tokens)
         own = self.prompt if self.made is None else self.made(self.prompt)
         here = tokens[..., None] == self.ids  # (B, T, n)
+        # argmax of all False is 0: `where` leaves these rows as they are.
         placed = own[here.int().argmax(-1)].to(rows.dtype)
         return torch.where(here.any(-1, keepdim=True), placed, rows)
 

@@ -97,6 +97,7 @@ class AutoCot:
                 continue
             steps, last = stepwise(llm, self.form, question)
             answer = self.parse(f"{CONCLUSION}{last}")
+            # The paper's criteria: short chains are more often right.
             if answer and steps_of(steps) <= self.max_steps:
                 return Example(question, answer, f"{STEPS}{steps}")
         return None

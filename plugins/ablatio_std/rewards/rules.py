@@ -18,6 +18,7 @@ EQUATION = re.compile(rf"(?<![\d.])({_TERM}(?:{_FURTHER})+)\s*=\s*({_TERM}(?:{_F
 @rewards.register("length", paper="arXiv:2310.03716")
 def length(answer: Answer, *, target: Annotated[int, Positive, "number of tokens with reward 1"] = 64) -> float:
     """max(0, min(n, 2 target - n) / target), n the tokens of the answer: 1 for an answer of `target` tokens."""
+    # A triangle with its peak at `target`: the gradient is the same on both sides.
     return max(0.0, min(len(answer.ids), 2 * target - len(answer.ids)) / target)
 
 
@@ -35,6 +36,7 @@ def exact_answer(
     numbers = NUMBER.findall(rest) if found or not marker else []
     if not numbers:
         return 0.0
+    # The correct answer is read by its last number: GSM8K's holds the steps too.
     given, correct = numbers[0 if marker else -1], NUMBER.findall(answer.truth)
     return 1.0 if correct and _equal(given, correct[-1]) else format_reward
 
