@@ -130,6 +130,7 @@ class EmaNesterov:
         b = self.lookahead * rate / self.highest if ahead and self.highest else 0.0
         for name, w in trained(step.model).items():
             held, direction = self.held[name], self.direction[name]
+            # `held` is x of the last step, without the step ahead: the direction is that of x alone.
             direction.lerp_(w - held, 1 - self.decay)
             # x is kept before the model's weights move ahead of it.
             held.copy_(w)

@@ -77,6 +77,7 @@ class Int8:
         grouped = in_groups(weight.float(), self.group or weight.shape[1])  # (out, groups, group)
         scales = grouped.abs().amax(-1, keepdim=True) / 127
         if self.whole:
+            # One scale, stored for each row: codes are decoded in the same way for both.
             scales = scales.amax().expand_as(scales).clone()
         codes = (grouped / above_zero(scales)).round().to(torch.int8).flatten(1)
         return {"codes": codes[:, : weight.shape[1]].contiguous(), "scales": scales[..., 0]}

@@ -71,6 +71,7 @@ class Passages(nn.Module):
         leave_out  passages that have OVERLAP tokens in a row in common with the row are used last: in training they
                    would show the model the text that it is to predict
         """
+        # Less the mean key: frequent tokens give all sums one direction, and every cosine would be near 1.
         scores = F.normalize(self._sum(chunks) - self.center, dim=-1) @ self.keys.T  # (B, U, entries)
         found = scores.topk(min(count + SPARE * leave_out, len(self.texts)), dim=-1).indices
         passages = self.texts[found].long()  # (B, U, K, 2 m)
@@ -154,6 +155,7 @@ class Retro(LanguageModel):
         ends = own % self.chunk == self.chunk - 1
         ends = ends if segments is None else ends & (segments != PADDING)
         number = ends.cumsum(1)  # (B, T): chunks that have ended in the row so far
+        # From the last token of the first chunk on: its neighbors were found by tokens up to this one.
         readers = torch.where(own >= self.chunk - 1, number, NONE)
         count = int(number.max()) if length else 0
         order = torch.where(ends, place, length).sort(dim=1).values[:, :count]  # (B, U): the chunks' last tokens

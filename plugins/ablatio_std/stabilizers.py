@@ -174,6 +174,7 @@ class Outer:
                 moved = slow - p
                 if name in self.buffer:
                     b = self.buffer[name].mul_(self.momentum).add_(moved)
+                    # Nesterov: the step looks ahead by the momentum that follows from it.
                     moved = moved.add_(b, alpha=self.momentum) if self.nesterov else b
                 slow.sub_(moved, alpha=self.lr)
                 p.copy_(slow)

@@ -118,6 +118,7 @@ class ChatML:
         opening = [Message("system", self.system)] if self.system and not _has_system(messages) else []
         before = ""
         for message in (*opening, *messages):
+            # Results that follow one another are one turn, which ends before another role speaks.
             if before == "tool" != message.role:
                 yield from (ChatSegment("<|im_end|>", sign=True), ChatSegment("\n"))
             if message.role == "tool":
@@ -138,6 +139,7 @@ class ChatML:
         text = "\n".join(parts)
         if message.tools:
             definitions = "".join(f"\n{tool}" for tool in message.tools)
+            # The definitions of tools follow the system message, the conversation's own or the template's.
             first = message.text or self.system
             text = "\n\n".join([*([first] if first else []), f"{_TOOLS_OPENING}{definitions}{_TOOLS_END}"])
         yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment(f"{message.role}\n"))

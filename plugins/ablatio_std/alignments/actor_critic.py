@@ -98,6 +98,7 @@ class PPO:
         estimates = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
         # From the unwhitened advantages: whitened ones are not in units of reward.
         returns = (estimates + old_values) * mask
+        # Logged with each rollout, as it moves when kl_target is set.
         coefficient = token_rewards.new_full((), self.kl_coef)
         advantages = whiten(estimates, mask) if self.whiten else estimates
         return Advantages(advantages, returns, {"train/kl_coef": coefficient})
@@ -114,6 +115,7 @@ class PPO:
         entropy: Tensor,
     ) -> tuple[Tensor, Metrics]:
         ratio = (logps - old_logps).exp()
+        # Means over all tokens of the batch, as the value loss has, so that vf_coef weighs like with like.
         policy = masked_mean(clipped_surrogate(ratio, advantages, self.clip, self.clip), mask)
         error, clipped_values = (values - returns).square(), values
         if self.clip_value is not None:

@@ -113,6 +113,7 @@ class OnlineDPO:
             return Advantages((grouped[:, :, None] > grouped[:, None]).to(rewards.dtype).sum(2).flatten())
         # Ties would pair an answer with itself: argmax takes the first both times.
         differ = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.group)
+        # The first of the worst, too: with ties one pair is made and not several.
         return Advantages((best_of(rewards, self.group) - best_of(-rewards, self.group)) * differ)
 
     def loss(self, logps: Tensor, ref_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:

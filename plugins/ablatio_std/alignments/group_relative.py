@@ -67,6 +67,7 @@ class Grouped:
         max_length: int,
     ) -> tuple[Tensor, Metrics]:
         advantages, ratio = per_token(advantages), self.ratio(logps - old_logps, mask)
+        # In the loss and not in the reward: it does not enter the group's mean and deviation.
         kl = k3(logps, ref_logps)
         each = self.surrogate(ratio, advantages, logps) + self.beta * kl
         # One ratio per answer is counted once, not once per token.
@@ -94,6 +95,7 @@ class GRPO(Grouped):
         *,
         group: Group = 8,
         clip: Clip = 0.2,
+        # The paper's weight; its groups have 64 answers.
         beta: KLWeight = 0.04,
         scale: Scale = "group",
         epochs: Epochs = 1,

@@ -93,6 +93,7 @@ class Hinge(_Pairwise):
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
 
     def of_margin(self, h: Tensor) -> Tensor:
+        # The margin is 1 in units of beta h, as in RSO: beta alone sets it in nats.
         return torch.relu(1 - self.beta * h)
 
 
@@ -117,6 +118,7 @@ class EXO(_Pairwise):
 
     def of_margin(self, h: Tensor) -> Tensor:
         log_p, log_not_p = F.logsigmoid(self.beta * h), F.logsigmoid(-self.beta * h)
+        # log1p(-e) keeps the small e, which 1 - e would round.
         wrong = self.label_smoothing
         return log_p.exp() * (log_p - math.log1p(-wrong)) + log_not_p.exp() * (log_not_p - math.log(wrong))
 
@@ -210,6 +212,7 @@ class IPO(_PerToken):
 class DPONorm(_PerToken):
     """L = -log sigmoid(beta h) with h per token: length-normalized DPO (Tulu 3)."""
 
+    # Tulu 3's beta: far above DPO's 0.1, as a log-ratio per token is that much smaller than a sum.
     def __init__(self, *, beta: Beta = 5.0, divergence: Divergence = "reverse_kl", alpha: Alpha = 0.5) -> None:
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
 

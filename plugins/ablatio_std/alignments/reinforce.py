@@ -96,6 +96,7 @@ class ReinforcePP:
         earned = rewards_to_go(token_rewards * mask)
         if self.group > 1:
             earned = earned - rewards.view(-1, self.group).mean(1).repeat_interleave(self.group)[:, None]
+        # A token answers for the KL of itself and of what follows, not for what came before it.
         penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
         return Advantages(whiten((earned - penalty) * mask, mask))
 

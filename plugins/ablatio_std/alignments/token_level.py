@@ -83,6 +83,7 @@ class WPO:
 
     @staticmethod
     def _weight(tokens: Tensor, collision: Tensor, mask: Tensor) -> Tensor:
+        # Divided by the length: a product over tokens would be 0 for every long answer.
         mean = ((tokens - collision) * mask).sum(1) / mask.sum(1).clamp(min=1)
         # With a gradient the loss would fall by making both answers unlikely.
         return mean.detach().exp()

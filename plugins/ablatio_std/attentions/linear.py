@@ -37,6 +37,7 @@ class KernelAttention(SoftmaxAttention):
         q = self.queries(x)
         k, v = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
         if ctx.memory is None:
+            # Not for cross-attention, whose keys have other positions.
             q, k = ctx.rotate(q, k, self.layer)
         with without_autocast(x.device):
             q, k, v = at_least_float32(q, k, v)

@@ -31,6 +31,7 @@ def near_or_first(q: Tensor, k: Tensor, window: int, first: int) -> Tensor:
 
 def strided(q: Tensor, k: Tensor, stride: int) -> Tensor:
     """True for keys at most `stride` tokens away, or at a multiple of `stride`."""
+    # The paper splits the two sets between heads or layers; here each head sees both.
     return ((q - k).abs() <= stride) | ((q - k) % stride == 0)
 
 
@@ -44,6 +45,7 @@ def bigbird(q: Tensor, k: Tensor, block: int, window: int, globals_: int, random
     q_block, k_block = q // block, k // block
     count = -(-max(q.shape[-2], k.shape[-1]) // block)
     chosen = random_blocks(count, window, random, seed, q.device)
+    # The later block asks for the earlier one, so the pattern is symmetric, as an encoder needs it.
     seen = chosen[torch.maximum(q_block, k_block), torch.minimum(q_block, k_block)]
     return seen | near(q_block, k_block, window // 2 + 1) | (torch.minimum(q, k) < globals_)
 
@@ -59,6 +61,7 @@ def random_blocks(count: int, window: int, random: int, seed: int, device: torch
     for shift in (15, 13):
         draw = ((draw ^ (draw >> shift)) * 0x2C1B3C6D) & 0xFFFFFFFF
     candidate = j < i - window // 2
+    # Others than candidates sort last: 2^32 is above every draw.
     threshold = torch.where(candidate, draw, 1 << 32).sort(dim=-1).values[:, min(random, count) - 1, None]
     return candidate & (draw <= threshold) if random else torch.zeros_like(candidate)
 

@@ -107,6 +107,7 @@ class TestTimeTraining(SoftmaxAttention):
     def gradient(self, z: Tensor, target: Tensor) -> Tensor:
         """Gradient of |layernorm(z) - target|^2 / 2 by z: (..., d_head) -> same."""
         unit, deviation = _normalized(z)
+        # By the rule for layer norm's backward pass: no graph is built inside the forward pass.
         g = self.gain * (self.gain * unit + self.shift - target)
         return (g - g.mean(-1, keepdim=True) - unit * (g * unit).mean(-1, keepdim=True)) / deviation
 
@@ -148,6 +149,8 @@ class _Pieces(NamedTuple):
         pos = pos if rows.order is None else pos.gather(1, rows.order)
         starts = rows.starts(length, device).expand(n_rows, -1)
         begin = index.masked_fill(~starts, 0).cummax(1).values  # of the piece that a token is in
+        # A continued text goes on inside its mini-batch: mini-batches begin at multiples of `batch` in the text,
+        # whatever the passes.
         phase = pos.gather(1, begin) % batch
         within = index - begin + phase
         if rows.documents is None or is_meta_tensor(index):  # one piece for each row

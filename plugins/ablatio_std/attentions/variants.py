@@ -203,6 +203,7 @@ class Forgetting(SoftmaxAttention):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         q, (k, v) = self.queries(x), self.keys_values(x, ctx)
         q, k, v = ctx.place(self.layer, q, k, v)
+        # float32 at least: sums over a whole text of small numbers.
         log_f = F.logsigmoid(self.f_proj(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)
         if ctx.cache is not None:
             cached = ctx.cache.state(self.layer)

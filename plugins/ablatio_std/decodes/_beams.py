@@ -89,6 +89,7 @@ class BeamSearch:
         search.running = []
         found = zip(best.values.tolist(), best.indices.tolist(), plain.flatten()[best.indices].tolist(), strict=True)
         for rank, (score, place, logprob) in enumerate(found):
+            # All later ones score no better.
             if score == MINUS_INFINITY or (rank >= self.width and len(search.running) == self.width):
                 break
             row, token = divmod(place, total.shape[1])
@@ -111,6 +112,7 @@ class BeamSearch:
             # The sum only falls with more tokens, but its share by the length can rise: the longest possible length
             # bounds it.
             reach = longest if self.stop == "never" and self.length_penalty > 0 else length
+            # If the best running beam cannot displace the worst finished one, none can.
             search.done = search.running[0][0] / reach**self.length_penalty <= search.finished[-1].score
 
     def _result(self, search: Search) -> list[Continuation]:

@@ -171,4 +171,5 @@ class TreeReader:
         """Append these nodes of the tree to the text, and forget the others."""
         kept = torch.tensor(list(path), device=self.device)
         for cache in (self.cache, *self.caches):
+            # The rejected branches of the tree leave the cache, as if only the path had been read.
             cache.keep_tokens(cache.length - self.read_tokens, kept)

@@ -61,9 +61,11 @@ class Speculative:
         while len(tail.ids) < job.ending.new_tokens and target.fits(0):
             # One less than what is left: the model adds a token of its own after the accepted ones.
             count = min(self.draft, job.ending.new_tokens - len(tail.ids) - 1)
+            # Fewer are drafted near the end of either model's positions.
             while count and not (target.fits(count) and drafter.fits(count)):
                 count -= 1
             proposed, q = self._propose(drafter, tail.copy(), count, generator)
+            # One pass of the model scores all drafted tokens; that is the whole saving.
             logits, known = target.read(proposed), target.known
             accepted = self._accept(logits, known, proposed, q, tail.copy(), generator)
             for place, token in enumerate(accepted):

@@ -135,6 +135,7 @@ class _Templates:
         from jinja2 import StrictUndefined
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        # StrictUndefined: a misspelled field is an error, where Jinja would write nothing.
         self.environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         self.environment.filters["regex_replace"] = _regex_replace
         self.compiled: dict[str, Any] = {}

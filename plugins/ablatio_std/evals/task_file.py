@@ -119,6 +119,7 @@ class TaskFile:
             return Item(**common, choices=choices, gold=self._gold(doc, target, choices), delimiter=task.delimiter)
         texts = list(answers(target, choices))
         if task.output.startswith("loglikelihood"):
+            # A rolling likelihood is of a whole text from its beginning: there is no prompt.
             prompt = "" if task.output == "loglikelihood_rolling" else common["prompt"]
             return Item(**common | {"prompt": prompt}, target=texts[0], delimiter="")
         return Item(**common, target=texts[0].strip(), references=tuple(t.strip() for t in texts[1:]))

@@ -109,6 +109,7 @@ class Elo(_Compared):
         # won["i/0"] is a win of player i over the model, which is player 0.
         own = [1.0 - value for name, value in won.items() if name.endswith("/0")]
         wins = math.fsum(own) / len(own)
+        # The share stands for elo here, as a rating needs all items: `summary` computes it from the comparisons.
         return {"elo": wins, "wins": wins} | won
 
     def summary(self, scored: Sequence[Scored]) -> dict[str, float]:

@@ -30,6 +30,7 @@ class ProductKeys(nn.Module):
         self.heads, self.top_k, self.fans = heads, top_k, (keys, width)
         self.q_proj = nn.Linear(d_model, heads * 2 * width, bias=False)
         self.keys = nn.Parameter(torch.randn(2 * heads, keys, width) * width**-0.5)
+        # Rows of about length 1, as in the authors' code.
         self.values = nn.Parameter(torch.randn(keys**2, d_model) * d_model**-0.5)
         self.idle_parameters = max(0, keys**2 - heads * top_k) * d_model
 

@@ -104,6 +104,7 @@ class TokenChoice(nn.Module):
     def _training_step(self, logits: Tensor, scores: Tensor, chosen: Tensor, ctx: Context) -> Tensor:
         """Record losses and measures of a training pass; return which assignments are kept: (B, T, k) bool."""
         count, real = self.experts.experts, None if ctx.segments is None else ctx.segments >= 0
+        # Of what was asked for, not of what was kept: a full expert would else seem balanced.
         share = load_shares(chosen, count, real)
         if self.balance:
             # Scores are normalized for it, as sigmoid scores do not sum to 1.
@@ -159,6 +160,7 @@ def moe(
         Router(wiring["d_model"], experts, jitter),
         top_k,
         scores=softmax,
+        # With one expert the normalized gate would be 1, and the router would have no gradient.
         normalize=top_k > 1,
         factor=capacity_factor,
         weights=(balance, z_loss),

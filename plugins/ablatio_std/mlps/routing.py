@@ -68,6 +68,7 @@ def balance_loss(probs: Tensor, share: Tensor, real: Tensor | None = None) -> Te
     probs (B, T, E); share (E,); real (B, T), False for padding -> ().  Switch Transformer, equations 4 to 6.
     """
     mean = token_mean(probs, real)
+    # The share is a count and has no gradient; the mean probability has.
     return probs.shape[-1] * (share.to(mean.dtype) * mean).sum()
 
 

@@ -104,6 +104,7 @@ class MARS(Foreach):
         torch._foreach_add_(c, g)
         # Each tensor by itself, as in the authors' code: the correction is large where two batches disagree.
         torch._foreach_div_(c, [norm.clamp(min=1) for norm in torch._foreach_norm(c)])
+        # After the correction: `last` is the raw gradient, not the corrected one.
         torch._foreach_copy_(last, g)
         u = adam_direction(group, t, list(c), m, v)
         shrink(group, w)
@@ -157,6 +158,7 @@ class AdamMini(_AdamWBase):
         torch._foreach_lerp_(v, [x.square().mean(-1, keepdim=True) for x in g], 1 - b2)
         u = torch._foreach_div(m, denominator(v, t, b2, group["eps"]))  # v is broadcast along the row
         shrink(group, w)
+        # Adam's correction of m, folded into the step.
         torch._foreach_add_(w, u, alpha=-group["lr"] / (1 - b1**t))
 
 
@@ -182,6 +184,7 @@ class LAMB(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         u = adam_direction(group, t, g, *buffers)
+        # Before the norms are taken, as in the paper: the decay is a part of the direction that is rescaled.
         torch._foreach_add_(u, w, alpha=group["weight_decay"])
         norms = zip(torch._foreach_norm(w), torch._foreach_norm(u), strict=True)
         # w = 0 would never move, and u = 0 has no direction: both take the plain step.

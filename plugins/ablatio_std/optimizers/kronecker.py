@@ -50,6 +50,7 @@ class Shampoo(Foreach):
             state, sides = self.state[p], _sides(p, group["largest"])
             u = _as_matrix(grad)
             for side, _ in sides:
+                # A sum and not a mean: Shampoo's steps shrink as AdaGrad's do.
                 state[side] += _outer(_as_matrix(grad), side)
                 if t < group["every"] or t % group["every"] == 0:
                     values, basis = _eigh(state[side])
@@ -93,6 +94,7 @@ class SOAP(Foreach):
         state = super().start(group, p)
         if group["role"] != "vector" and p.grad is not None:
             for side, _ in _sides(p, group["largest"]):
+                # As one step of the moving average from 0.
                 state[side] = _outer(p.grad, side) * (1 - group["betas"][1])
                 # eigh sorts eigenvalues in ascending order, qr(L Q) keeps the largest first
                 state[f"{side}_basis"] = _eigh(state[side])[1].flip(-1)
@@ -202,6 +204,7 @@ def _fit_factors(group: Group, state: dict[str, Tensor], sides: list[str], grad:
     share, roots = 1 - group["betas"][1], {side: state[f"{side}_values"].rsqrt() for side in sides}
     for side in sides:
         other, n = ("right" if side == "left" else "left"), _length_of_other(grad, side)
+        # A side longer than `largest` has no factor: the other is fitted to G as it is.
         whitened, diagonal = grad, rotated
         if other in roots:
             root = roots[other][..., None, :] if other == "right" else roots[other][..., :, None]

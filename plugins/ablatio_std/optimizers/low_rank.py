@@ -60,6 +60,7 @@ class GaLore(Foreach):
         if group["role"] != "matrix":
             return adamw_(group, t, w, g, *buffers)
         bases = [self.state[p]["basis"] for p in w]
+        # At the first step, too: t counts from 1.
         if (t - 1) % group["every"] == 0:
             for basis, grad in zip(bases, g, strict=True):
                 # m and v stay in the coordinates of the old subspace, as in the authors' code.

@@ -36,6 +36,7 @@ class _Orthogonalized(Foreach):
     matrix_buffers = ("m",)
 
     def __init__(self, groups: list[ParameterGroup], *, lr: float, aux_lr: float, **settings: Any) -> None:
+        # The schedule scales the rate of each group, so both peaks are set here.
         rates: list[Any] = [{**g, "lr": lr if g["role"] == "matrix" else aux_lr} for g in groups]
         super().__init__(rates, lr=lr, **settings)
 
@@ -160,10 +161,12 @@ def orthogonalized_step(
     # Checkpoints of versions without `coefficients` have no such entry in their groups.
     o = orthogonalized(list(u), group["ns_steps"], group.get("coefficients", "jordan"), group["precision"])
     n_rows, n_columns = w[0].shape
+    # Taller matrices have fewer directions than outputs: without the factor each output would move less.
     shape = max(1, n_rows / n_columns) ** 0.5
     if rows is not None:
         o, size = _normalized_rows(group, o.to(w[0].dtype), rows), shape if group["scale"] == "shape" else 1.0
     else:
+        # 0.2 is the root mean square of AdamW's usual updates (Moonlight).
         size = shape if group["scale"] == "shape" else 0.2 * max(n_rows, n_columns) ** 0.5
     descend(group, w, list(o.to(w[0].dtype)), size, radius)
 

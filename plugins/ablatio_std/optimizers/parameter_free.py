@@ -55,6 +55,7 @@ class ScheduleFree(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (z, v), (b1, b2), lr = buffers, group["betas"], group["lr"]
+        # The first step has share 1, which replaces the initial weights in the mean.
         share = group["highest"] ** group["power"] / group["weights"] if group["weights"] else 0.0
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, g, g, 1 - b2)
@@ -131,6 +132,7 @@ class Prodigy(Foreach):
         due = [(group, w, g) for group in self.param_groups for _, w, g in self.due(group)]
         if not due:
             return
+        # The d of all groups is one number: the first group's stands for it.
         old, (r, length) = self.param_groups[0]["d"], self._accumulate(due)
         for group in self.param_groups:  # r and d are computed over all parameters, and the same in each group
             group["r"] = r

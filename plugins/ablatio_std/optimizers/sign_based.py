@@ -83,6 +83,7 @@ class Sophia(Foreach):
 
     def observe(self, step: Observed) -> None:
         """Update h, in every `every`-th step.  Call it after backward and before `step()`; it does not change .grad."""
+        # Curvature changes slowly, and each estimate costs a further backward pass.
         if step.index % self.param_groups[0]["every"]:
             return
         due = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]

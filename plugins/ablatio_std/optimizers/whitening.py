@@ -50,6 +50,7 @@ class PSGD(Foreach):
         draws = torch.Generator(w[0].device).manual_seed(t)
         for p, grad in zip(w, g, strict=True):
             state = self.state[p]
+            # Q is fitted to the momentum that it will whiten, not to single gradients.
             m = state["m"].lerp_(grad, 1 - group["momentum"]) / (1 - group["momentum"] ** t)
             m = m.reshape(-1, 1) if p.dim() < 2 else m
             if (t - 1) % group["every"] == 0:

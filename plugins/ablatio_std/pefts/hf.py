@@ -77,6 +77,7 @@ class HuggingFace:
     def apply(self, model: nn.Module, seed: int) -> None:
         paths = [] if self.method in PROMPTS else list(targets_of(model, self.targets))
         self.made, tuner = self.config(paths)
+        # peft draws its initial values from torch's global generator: a named seed makes them those of this run.
         with warnings.catch_warnings(), _restored_environment(), seeded(named_seed(seed, "peft")):
             warnings.simplefilter("ignore")  # peft warns of dtypes and model names that it does not know
             try:
@@ -128,6 +129,7 @@ class HuggingFace:
                     f"peft.settings: {setting!r} came, key=value with a key of {made.__name__} was expected"
                     f"{did_you_mean(key, fields)}\n{self._hint()}"
                 )
+            # As on Hydra's command line: r=4 is a number, and a=[x,y] a list.
             values[key] = yaml.safe_load(text)
         try:
             return made(**values), TUNERS[known[self.method]]

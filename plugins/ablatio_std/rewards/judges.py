@@ -94,6 +94,7 @@ class ProcessModel:
         if self.of == "each" or not steps:
             return steps
         each = torch.tensor([step.score for step in steps])
+        # At the end: the product is known only when all steps are.
         return [ReasoningStep(steps[-1].end, float(each.prod() if self.of == "product" else each.min()))]
 
 

@@ -185,7 +185,9 @@ def question(record: Record) -> str:
 def conversation(record: Record, turns: Sequence[Any], reader: Reader) -> tuple[Message, ...]:
     """The messages of a conversation with what stands beside them; UserError without a question and an answer."""
     turns = [*_history(record), *turns]
+    # Before the last turns are cut off: `weights` counts the turns as they stand in the record.
     weights = _weights(record, turns, reader)
+    # Turns after the last answer would be read and never have a loss.
     turns = until_last_answer(turns)
     if not turns:
         raise invalid_data(

@@ -83,6 +83,7 @@ class SelfInstruct(WrittenInstructions):
                     else:
                         novel.add(instruction)
                         kept.append(instruction)
+            # Within the round: new instructions are shown in the next prompts only with an answer that was accepted.
             made += self._answered(writer, seeds, kept, number, dropped)
             if len(made) >= self.size:
                 break

@@ -105,6 +105,7 @@ class Sentiment:
             chosen: list[tuple[float, str]] = []
             for text in drawn:
                 score = judge(f"{opening} {text}")
+                # Each against all that were chosen: every pair of answers is then at least `gap` apart.
                 if all(abs(score - other) >= self.gap and text != known for other, known in chosen):
                     chosen.append((score, text))
             if len(chosen) < self.answers:

@@ -201,6 +201,7 @@ class AnswerSet:
         """
         groups: dict[bytes, list[int]] = {}
         for i in index:
+            # By the prompt without its last token, which is what a batch encodes once.
             groups.setdefault(self.answers[i].start.tobytes(), []).append(i)
         lengths = {start: max(len(self.answers[i].ids) for i in places) for start, places in groups.items()}
         # The prompt itself breaks ties of the length, so that the order does not depend on that of a dictionary.

@@ -224,6 +224,7 @@ class Preference(Task):
 
     def work(self, steps: int) -> Work:
         """Training passes, and reference passes: once per answer, or in every step if the reference is updated."""
+        # Passes over the data, also a part of one.
         share = self.setup.plan.step(steps)[0] / len(self.units)
         learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._tokens_read(members) for members, _ in self.units)]
         asked = [members for members, _ in self.units] if self.moves_reference else [(i,) for i in self._wanted()]
@@ -317,6 +318,7 @@ class Preference(Task):
                 example = example_of(batch).to(device)
                 # In float64: the sum over an answer of small differences decides the sign.
                 change = (example.token_logprobs(model).logps - example.more["reference"]).double().sum(1)
+                # Better answers first, then the worse ones, as the batch was made.
                 found.append(change.view(2, -1))
                 between(number + 1)
         finally:

@@ -159,6 +159,7 @@ class RewardModel(Task):
             model.train(mode)
         loss, margin, longer, weight = torch.cat(found, 1).cpu()
         total = weight.sum()
+        # A tie is half right, so that a constant reward scores 1/2.
         right = (margin > 0).double() + 0.5 * (margin == 0)
         return {
             "loss": float((loss * weight).sum() / total),

@@ -78,6 +78,7 @@ class Learned:
         dtype = token_type(self.vocab_size)
         for start in range(0, len(pieces), _AT_ONCE):
             group = pieces[start : start + _AT_ONCE]
+            # Without special tokens, which the packing of documents adds itself.
             encoded = self._model.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
             for (i, _), result in zip(group, encoded, strict=True):
                 parts[i].append(np.array(result.ids, dtype=dtype))

@@ -199,6 +199,7 @@ def pretrained(
 
 def _added_tokens(model: hf.Tokenizer) -> tuple[list[int], list[int]]:
     """Ids that the tokenizer puts before and after a text by itself."""
+    # Asked of the tokenizer itself: post-processors say it in many forms.
     plain, whole = (model.encode("a", add_special_tokens=added).ids for added in (False, True))
     places = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
     return (whole[: places[0]], whole[places[0] + len(plain) :]) if places else ([], [])
