@@ -82,6 +82,7 @@ class Lawa:
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Iterator[None]:
+        # Before the first weights are kept, the model's own are evaluated.
         names = self.latest[-1] if self.latest else ()
         mean = {name: torch.stack([held[name] for held in self.latest]).mean(0) for name in names}
         with exchanged_weights(model, mean):
@@ -122,13 +123,16 @@ class EmaNesterov:
 
     @torch.no_grad()
     def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
+        # Relative to the largest rate so far: the step ahead shrinks with the steps, as the schedule falls.
         rate = float(step.optimizer.param_groups[0]["lr"])
         self.highest = max(self.highest, rate)
         ahead = self.start * step.total <= step.index + 1 < self.end * step.total
         b = self.lookahead * rate / self.highest if ahead and self.highest else 0.0
         for name, w in trained(step.model).items():
             held, direction = self.held[name], self.direction[name]
+            # `held` is x of the last step, without the step ahead: the direction is that of x alone.
             direction.lerp_(w - held, 1 - self.decay)
+            # x is kept before the model's weights move ahead of it.
             held.copy_(w)
             w.add_(direction, alpha=b)
         return {}

@@ -56,6 +56,7 @@ class UNet(Sequential):
         self.skip = nn.Parameter(torch.tensor([initial])) if takes else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        # The sum comes before the layer's own norms, as in modded-nanogpt.
         if self.skip is not None:
             x = x + self.skip * ctx.passed_on(("skip", self.mirror), lambda: x)
         y = super().forward(x, ctx)
@@ -95,6 +96,7 @@ class Macaron(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         if self.mlp_before is not None:
+            # Half a step each: the two halves together are one step of the residual stream's differential equation.
             x = self.around_mlp_before(x, lambda h: 0.5 * self.mlp_before(h, ctx), self.mlp_before_layernorm)
         if self.self_attn is not None:
             x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
@@ -130,6 +132,7 @@ class Parallel(nn.Module):
                 found.append(self.cross_attn(h, ctx.cross))
             if self.mlp is not None:
                 own = self.post_attention_layernorm
+                # x and not h: the second norm reads the layer's input, too.
                 found.append(self.mlp(h if own is None else own(x), ctx))
             return sum(found[1:], found[0])
 

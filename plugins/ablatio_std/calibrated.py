@@ -64,8 +64,10 @@ class Gptq(Calibrated):
     def encode(self, weight: Tensor, moments: InputMoments | None = None) -> dict[str, Tensor]:
         if moments is None or not moments.tokens:
             return super().encode(weight)
+        # float64: the errors of all earlier columns add up in the later ones.
         w, upper, codes, scales = weight.double().clone(), self.factor(moments), torch.empty_like(weight), []
         for i in range(w.shape[1]):
+            # The scale of a group is set when it is reached, from weights that already make up for earlier errors.
             if i % self.codes.group == 0:
                 scales.append(self.codes.scales(w[:, i : i + self.codes.group])[:, 0])
             scale = above_zero(scales[-1])
@@ -105,6 +107,7 @@ class Awq(Calibrated):
 
     def scalings(self, moments: InputMoments) -> list[Tensor]:
         """Candidates for t: (in,) each; the first is 1, plain rounding."""
+        # A channel that is nearly always 0 would get an enormous scale.
         mean = (moments.absolute / moments.tokens).clamp(min=1e-4)
         powers = [mean ** (i / self.grid) for i in range(self.grid)]
         return [t / (t.max() * t.min()).sqrt() for t in powers]
@@ -113,6 +116,7 @@ class Awq(Calibrated):
         """Squared error of the layer's outputs on the calibration inputs."""
         held = self.codes.encode(weight.float() * channels) | {"channels": channels}
         wrong = weight.float() - self.decode(held, weight.shape[1])
+        # |E X|^2 = trace(E X X^T E^T): the second moment is enough, the inputs are not kept.
         return float(((wrong @ moments.second) * wrong).sum())
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
@@ -143,6 +147,7 @@ class Lqer(Calibrated):
             mean = (moments.absolute / moments.tokens).clamp(min=1e-4)
             channels = mean / (mean.max() * mean.min()).sqrt()
         error = weight.float() - self.codes.decode(held, weight.shape[1], ALL)
+        # Errors at inputs that are large on average count more.
         u, s, v = torch.linalg.svd(error * channels, full_matrices=False)
         root = s[: self.rank].sqrt()
         left, right = u[:, : self.rank] * root, root[:, None] * v[: self.rank] / channels

@@ -133,6 +133,7 @@ class T5:
     def attention_scale(self, d_head: int) -> float:
         if not self.fold:
             return d_head**-0.5
+        # Kept for __call__: the model asks for the scale of the attention before it initializes the weights.
         self.q_scale = d_head**-0.5
         return 1.0
 
@@ -162,6 +163,7 @@ class MuP:
     def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
         scale = 1 / math.sqrt(2 * info.n_layers) if info.residual and self.residual_scale else 1.0
         if info.role == "matrix":
+            # The variance 1 / m makes the outputs independent of the width at the start.
             scale *= math.sqrt(self.base_width / info.d_model)
         weight.normal_(0.0, self.std * scale, generator=generator)
 
@@ -171,9 +173,11 @@ class MuP:
         return self.base_width / info.d_model if sums else 1.0
 
     def logit_scale(self, d_model: int) -> float:
+        # Logits sum over d_model features that training aligns: they would grow as the width, not as its root.
         return self.base_width / d_model
 
     def attention_scale(self, d_head: int) -> float:
+        # 1 / d_head instead of 1 / sqrt(d_head), for the same reason; equal to it at d_head = base_head.
         return math.sqrt(self.base_head) / d_head
 
 

@@ -73,12 +73,14 @@ class Ternary:
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         weight = weight.float()
         if self.group is None:
+            # The mean, not the largest value: with three codes the largest would round most weights to 0.
             scales = weight.abs().mean().view(1, 1)
         else:  # the zeros that fill the last group do not count
             count = in_groups(torch.ones_like(weight[:1]), self.group).sum(-1)
             scales = in_groups(weight, self.group).abs().sum(-1) / count
         grouped = in_groups(weight, self.group or weight.shape[1]) / above_zero(scales)[..., None]
         codes = grouped.round().clamp(-1, 1).flatten(1)[:, : weight.shape[1]]
+        # 0, 1, 2: packing takes no negative numbers.
         return {"codes": pack(codes.int() + 1, 2), "scales": scales}
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:

@@ -77,6 +77,7 @@ class Int8:
         grouped = in_groups(weight.float(), self.group or weight.shape[1])  # (out, groups, group)
         scales = grouped.abs().amax(-1, keepdim=True) / 127
         if self.whole:
+            # One scale, stored for each row: codes are decoded in the same way for both.
             scales = scales.amax().expand_as(scales).clone()
         codes = (grouped / above_zero(scales)).round().to(torch.int8).flatten(1)
         return {"codes": codes[:, : weight.shape[1]].contiguous(), "scales": scales[..., 0]}
@@ -129,8 +130,10 @@ class Int4:
         grouped = in_groups(weight.float(), self.group)
         scales = grouped.abs().amax(-1)  # (out, groups)
         table = constants(self.table, grouped)
+        # The nearest entry is found by the middles between neighbors.
         between = (table[1:] + table[:-1]) / 2
         codes = torch.bucketize(grouped / above_zero(scales)[..., None], between).to(torch.uint8).flatten(1)
+        # An odd row gets one more code for its last byte.
         codes = F.pad(codes, (0, codes.shape[1] % 2))
         packed = {"codes": codes[:, ::2] << 4 | codes[:, 1::2]}  # the first code of each pair in the high bits
         held = packed | (self._in_8_bits(scales) if self.double else {"scales": scales})
@@ -139,6 +142,7 @@ class Int4:
     def _compensation(self, weight: Tensor, held: dict[str, Tensor]) -> dict[str, Tensor]:
         """Best approximation U V of rank r of the rounding error: `left` (out, r) and `right` (r, in)."""
         u, s, v = torch.linalg.svd(weight.float() - self._rounded(held, weight.shape[1], ALL), full_matrices=False)
+        # Half of each singular value on both sides: neither factor has entries much larger than the other.
         root = s[: self.low_rank].sqrt()
         return {"left": u[:, : self.low_rank] * root, "right": root[:, None] * v[: self.low_rank]}
 
@@ -160,6 +164,7 @@ class Int4:
 
     @staticmethod
     def _in_8_bits(scales: Tensor) -> dict[str, Tensor]:
+        # Scales are positive: without their mean, half of the 8 bits would be unused.
         mean = scales.mean()
         grouped = in_groups((scales - mean).reshape(1, -1), SCALES)[0]
         steps = above_zero(grouped.abs().amax(-1) / 127)

@@ -53,6 +53,7 @@ class Passages(nn.Module):
         count, size = len(self.texts), 2 * self.chunk
         starts = np.linspace(0, max(0, len(ids) - size), count).astype(np.int64) // self.chunk * self.chunk
         starts = np.unique(starts)
+        # A text that is shorter than a passage is repeated: all passages have one length.
         rows = np.stack([np.resize(np.asarray(ids[s : s + size]).astype(np.int64), size) for s in starts])
         texts = torch.from_numpy(rows).to(self.texts.device)
         sums = torch.cat([self._sum(part[:, : self.chunk]) for part in texts.split(AT_ONCE)])
@@ -70,12 +71,14 @@ class Passages(nn.Module):
         leave_out  passages that have OVERLAP tokens in a row in common with the row are used last: in training they
                    would show the model the text that it is to predict
         """
+        # Less the mean key: frequent tokens give all sums one direction, and every cosine would be near 1.
         scores = F.normalize(self._sum(chunks) - self.center, dim=-1) @ self.keys.T  # (B, U, entries)
         found = scores.topk(min(count + SPARE * leave_out, len(self.texts)), dim=-1).indices
         passages = self.texts[found].long()  # (B, U, K, 2 m)
         if not leave_out:
             return passages
         taken = torch.stack([_shares(p, row) for p, row in zip(passages, rows, strict=True)])  # (B, U, K)
+        # Used last and not dropped: every chunk needs as many passages.
         order = taken.long().argsort(dim=-1, stable=True)[..., :count]
         return passages.gather(2, order[..., None].expand(-1, -1, -1, passages.shape[-1]))
 
@@ -152,6 +155,7 @@ class Retro(LanguageModel):
         ends = own % self.chunk == self.chunk - 1
         ends = ends if segments is None else ends & (segments != PADDING)
         number = ends.cumsum(1)  # (B, T): chunks that have ended in the row so far
+        # From the last token of the first chunk on: its neighbors were found by tokens up to this one.
         readers = torch.where(own >= self.chunk - 1, number, NONE)
         count = int(number.max()) if length else 0
         order = torch.where(ends, place, length).sort(dim=1).values[:, :count]  # (B, U): the chunks' last tokens

@@ -20,6 +20,7 @@ Cycles = Annotated[int, Positive, "number of cycles in the run"]
 def rising(step: int, total: int, warmup: float) -> float:
     """Warm-up factor: from 1/n to 1 over the n warm-up steps, then 1."""
     steps = round(warmup * total)
+    # step + 1: a factor of 0 at the first step would waste it.
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
@@ -32,6 +33,7 @@ def falling(step: int, total: int, decay: float) -> float:
 def progress(step: int, total: int, warmup: float) -> float:
     """Progress after the warm-up: 0 at its first step, 1 at the last step of the run."""
     start = round(warmup * total)
+    # total - 1 is the last step, so that it has the final factor.
     return min(1.0, max(0, step - start) / max(1, total - 1 - start))
 
 
@@ -166,6 +168,7 @@ def restarts(
     lengths = [growth**k for k in range(cycles)]
     u = (step - start) / max(1, total - start) * sum(lengths)
     for length in lengths:
+        # Rounding at the border of two cycles would else give the end of the one instead of the start of the next.
         if u < length * (1 - 1e-12):
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * u / length))
         u = max(0.0, u - length)
@@ -192,10 +195,12 @@ def plateau(
     """
     left, best, waited, resting = 1.0, math.inf, 0, 0
     for score in scores:
+        # abs: for a negative score a relative improvement must still be lower, not closer to 0.
         if math.isinf(best) or score < best - gain * abs(best):
             best, waited = score, 0
         else:
             waited += 1
+        # As in ReduceLROnPlateau: the score in a cooldown counts neither as bad nor towards the patience.
         if resting:
             resting, waited = resting - 1, 0
         if waited > patience:

@@ -25,6 +25,7 @@ class Clip:
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         norm = step.gradient_norm()
+        # 1e-6 as in torch.nn.utils.clip_grad_norm_, whose results these are.
         step.scale_gradients((self.max_norm / (norm + 1e-6)).clamp(max=1.0))
         return {"train/grad_norm": norm}
 
@@ -41,6 +42,7 @@ class EmbeddingShrink:
 
     def attach(self, model: Any) -> None:
         def shrink(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            # The value is that of output; only its gradient is scaled.
             return self.alpha * output + (1 - self.alpha) * output.detach()
 
         model.model.embed_tokens.register_forward_hook(shrink)
@@ -154,6 +156,7 @@ class Outer:
         self.count, self.slow, self.buffer = 0, dict[str, Tensor](), dict[str, Tensor]()
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
+        # Before the first step and not at the start: loaded weights are the first slow ones.
         if not self.slow:
             self.slow = {name: p.detach().clone() for name, p in step.model.named_parameters() if p.requires_grad}
             self.buffer = {name: torch.zeros_like(p) for name, p in self.slow.items() if self.momentum}
@@ -167,9 +170,11 @@ class Outer:
         for name, p in step.model.named_parameters():
             if name in self.slow:
                 slow = self.slow[name]
+                # s - f is the negative of the movement, which plays the role of a gradient.
                 moved = slow - p
                 if name in self.buffer:
                     b = self.buffer[name].mul_(self.momentum).add_(moved)
+                    # Nesterov: the step looks ahead by the momentum that follows from it.
                     moved = moved.add_(b, alpha=self.momentum) if self.nesterov else b
                 slow.sub_(moved, alpha=self.lr)
                 p.copy_(slow)
@@ -208,6 +213,7 @@ class _Recent:
         if not math.isfinite(value):
             return True
         count = len(self.values)
+        # Too few values for a spread: the first steps, whose loss falls fast, are never outliers.
         if count < max(2, self.window // 4):
             return False
         mean = sum(self.values) / count
@@ -236,6 +242,7 @@ class SkipStepOnOutliers:
         pairs = ((self.losses, float(step.loss)), (self.norms, float(step.gradient_norm())))
         outlying = any(recent.outlier(value) for recent, value in pairs)
         for recent, value in pairs:
+            # Outliers are added too: after a lasting rise the window accepts the new level, and training goes on.
             if math.isfinite(value):
                 recent.add(value)
         if outlying:
@@ -277,6 +284,7 @@ class SpikeRewind:
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         loss = float(step.loss)
         mean = sum(self.recent.values) / max(1, len(self.recent.values))
+        # `not loss <= ...` holds for NaN as well.
         if self.recent.outlier(loss) and not loss <= mean + self.rise:
             why = f"the loss is {loss:.3g} after a mean of {mean:.3g}"
             raise Rewind(why, back=self.rewind_steps, skip=self.skip, most=self.max_rewinds)

@@ -60,6 +60,7 @@ class Bare:
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
             said = message.role == "assistant"
+            # The space belongs to the answer: most tokenizers have it in the first token of a word.
             yield ChatSegment(f" {message.text}" if said else message.text, said=said, weight=message.weight)
             if said:
                 yield ChatSegment(EOS, sign=True, said=True, weight=message.weight)
@@ -117,6 +118,7 @@ class ChatML:
         opening = [Message("system", self.system)] if self.system and not _has_system(messages) else []
         before = ""
         for message in (*opening, *messages):
+            # Results that follow one another are one turn, which ends before another role speaks.
             if before == "tool" != message.role:
                 yield from (ChatSegment("<|im_end|>", sign=True), ChatSegment("\n"))
             if message.role == "tool":
@@ -137,6 +139,7 @@ class ChatML:
         text = "\n".join(parts)
         if message.tools:
             definitions = "".join(f"\n{tool}" for tool in message.tools)
+            # The definitions of tools follow the system message, the conversation's own or the template's.
             first = message.text or self.system
             text = "\n\n".join([*([first] if first else []), f"{_TOOLS_OPENING}{definitions}{_TOOLS_END}"])
         yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment(f"{message.role}\n"))

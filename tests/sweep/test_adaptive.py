@@ -3,10 +3,13 @@
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ablatio.registry.kinds import designs
+from ablatio.registry.kinds.search_space import TrialResult
 from ablatio.sweep.adaptive import trial_seed
 from ablatio.sweep.plan import Plan, plan_sweep
 from ablatio.sweep.study import Job, write_job
@@ -57,6 +60,19 @@ def test_halving_continues_the_best_third_of_each_rung() -> None:
     assert {job.id for job in third} < {job.id for job in second} < {job.id for job in first}
     assert third[0].rungs.keys() == {"100", "300"} and len(last) == 6
     assert max(map(loss, second)) <= min(loss(job) for job in first if job.id not in {j.id for j in second})
+
+
+@pytest.mark.parametrize("eta", range(2, 11))
+def test_halving_has_as_many_rungs_as_powers_of_eta(eta: int) -> None:
+    """From the share 1/eta^k on the k-th rung after it trains to the end: products of it may round to just below 1."""
+    axis = SimpleNamespace(key="lr", values=[str(i) for i in range(eta)], interval=None)
+    for k in range(1, 7):
+        design = designs.build("halving", {"runs": eta, "eta": eta, "first": 1 / eta**k}, axes=[axis], baseline={})
+        told, shares = list[TrialResult](), list[float]()
+        while asked := [t for t in design.more(told) if not t.final]:
+            shares.append(asked[0].share)
+            told += [TrialResult(t, float(t.arm["lr"])) for t in asked]
+        assert shares == pytest.approx([eta ** (i - k) for i in range(k + 1)]) and shares[-1] == 1.0
 
 
 def test_failed_trials_are_eliminated(monkeypatch: pytest.MonkeyPatch) -> None:

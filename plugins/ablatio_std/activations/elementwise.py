@@ -81,4 +81,5 @@ def tanh(x: Tensor) -> Tensor:
 @activations.register("laplace", paper="arXiv:2209.10655")
 def laplace(x: Tensor) -> Tensor:
     """(1 + erf((x - m) / (s sqrt 2))) / 2; m = sqrt(1/2), s = sqrt(1/(4 pi)) approximate relu^2.  Any shape."""
+    # 1 / (s sqrt 2) = sqrt(2 pi) for this s.
     return 0.5 * torch.erf(math.sqrt(2 * math.pi) * (x - math.sqrt(0.5))) + 0.5

@@ -59,6 +59,7 @@ def clamped_swiglu(
     Two tensors of one shape -> the same.
     """
     g, u = gate.clamp(max=limit), up.clamp(-limit, limit)
+    # alpha in and 1 / alpha out: silu's one kernel computes g sigmoid(alpha g).
     return F.silu(alpha * g) * (u + 1) / alpha
 
 

@@ -20,6 +20,7 @@ class StarReLU(nn.Module):
     Any shape -> the same.
     """
 
+    # max(0, x)^2 of a normal x has mean 1/2 and variance 5/4: scale = sqrt(4/5), shift = -scale / 2.
     def __init__(self, *, scale: float = 0.8944, shift: float = -0.4472) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((1,), scale))
@@ -87,6 +88,7 @@ class XIELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         p = F.softplus(self.alpha_p).to(x.dtype)
+        # n > beta, as in the paper: the derivative n (e^x - 1) + beta for x < 0 then falls below 0.
         n = (self.beta + F.softplus(self.alpha_n)).to(x.dtype)
         # elu(x) - x is e^x - 1 - x for x < 0, and 0 otherwise.
         return p * relu2(x) + n * (F.elu(x) - x) + self.beta * x

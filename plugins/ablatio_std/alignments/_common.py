@@ -18,6 +18,9 @@ Divergence = Annotated[
     Literal["reverse_kl", "forward_kl", "js", "alpha"], "divergence from the reference that is penalized (2309.16240)"
 ]
 Alpha = Annotated[float, Range(0, 1), "order of divergence=alpha: 1 is the reverse KL, 0 the forward KL"]
+# Log-ratios are sums over an answer, so -100 is not rare; exp(80) is finite in float32, and the difference of two
+# infinite scores would be NaN.
+LARGEST = 80.0
 
 
 def divergence_score(log_ratio: Tensor, divergence: str, alpha: float) -> Tensor:
@@ -28,14 +31,16 @@ def divergence_score(log_ratio: Tensor, divergence: str, alpha: float) -> Tensor
     if divergence == "reverse_kl" or (divergence == "alpha" and alpha == 1):
         return log_ratio
     if divergence == "forward_kl":
-        return 1 - torch.exp(-log_ratio)
+        return 1 - torch.exp((-log_ratio).clamp(max=LARGEST))
     if divergence == "js":
         return math.log(2) + F.logsigmoid(log_ratio)
-    return torch.expm1(((alpha - 1) * log_ratio).clamp(max=80.0)) / (alpha - 1)  # exp(80) is still finite in float32
+    # trl's parametrization; the paper's alpha is 1 minus this one.
+    return torch.expm1(((alpha - 1) * log_ratio).clamp(max=LARGEST)) / (alpha - 1)
 
 
 def pair_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
     """Mean implicit reward of both answers, their margin, and the share of pairs in the right order: (B,) -> ()."""
+    # Logged values must not hold the graph of the step in memory.
     chosen, rejected = chosen.detach(), rejected.detach()
     names = (chosen.mean(), rejected.mean(), (chosen - rejected).mean(), (chosen > rejected).float().mean())
     return dict(zip(PAIR_METRICS, names, strict=True))
@@ -43,4 +48,6 @@ def pair_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
 
 def smoothed_logsigmoid(margin: Tensor, smoothing: float) -> Tensor:
     """-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin): (B,) -> (B,)."""
+    # logsigmoid, not log(sigmoid): a margin of -100 has the loss 100, where the logarithm of the rounded sigmoid is
+    # infinite.
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)

@@ -20,12 +20,16 @@ CLIPPED = ("train/clip_fraction", "train/ratio")
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
     """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) (1707.06347, eq. 7)."""
+    # The minimum is pessimistic: with A < 0 a ratio above 1 + high keeps its gradient, so a bad answer that has become
+    # likelier is still pushed down.
     return -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
 def clip_metrics(ratio: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float) -> Metrics:
     """Share of tokens (or answers) without gradient because their ratio is clipped, and the mean ratio: scalars."""
     ratio = ratio.detach()
+    # Only these two cases lose their gradient; a ratio outside the interval on the other side of A is not clipped (see
+    # the minimum above).
     clipped = ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
     return dict(zip(CLIPPED, (masked_mean(clipped.to(ratio.dtype), mask), masked_mean(ratio, mask)), strict=True))
 
@@ -42,5 +46,6 @@ def rewards_to_go(rewards: Tensor) -> Tensor:
 
 def best_of(rewards: Tensor, group: int) -> Tensor:
     """1 for the best answer to each prompt (the first one if tied), else 0.  (B,) -> (B,)."""
+    # One answer even among ties, so that each prompt has the same weight in the loss.
     best = rewards.view(-1, group).argmax(1)
     return torch.nn.functional.one_hot(best, group).flatten().to(rewards.dtype)

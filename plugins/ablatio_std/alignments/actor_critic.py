@@ -33,9 +33,11 @@ EntropyWeight = Annotated[float, NonNegative, Schedulable(), "weight of the entr
 def advantage_estimates(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
     """A_t = d_t + gamma lam A_{t+1}: generalized advantage estimation (1506.02438).  (B, T) each -> (B, T)."""
     values, rewards = values * mask, rewards * mask
+    # The value after the last token is 0, for truncated answers too: an answer is the whole episode.
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
     errors = (rewards + gamma * next_values - values) * mask  # (B, T): d_t
     advantages, later = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    # A loop over tokens, not a closed form with gamma^-t, which overflows on long answers.
     for t in range(values.shape[1] - 1, -1, -1):
         later = errors[:, t] + gamma * lam * later
         advantages[:, t] = later
@@ -91,9 +93,12 @@ class PPO:
     def advantages(
         self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
     ) -> Advantages:
+        # The KL is part of the reward (k1 of the sampling policy, no gradient), so the critic learns it too.
         rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)  # (B, T)
         estimates = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
+        # From the unwhitened advantages: whitened ones are not in units of reward.
         returns = (estimates + old_values) * mask
+        # Logged with each rollout, as it moves when kl_target is set.
         coefficient = token_rewards.new_full((), self.kl_coef)
         advantages = whiten(estimates, mask) if self.whiten else estimates
         return Advantages(advantages, returns, {"train/kl_coef": coefficient})
@@ -110,9 +115,11 @@ class PPO:
         entropy: Tensor,
     ) -> tuple[Tensor, Metrics]:
         ratio = (logps - old_logps).exp()
+        # Means over all tokens of the batch, as the value loss has, so that vf_coef weighs like with like.
         policy = masked_mean(clipped_surrogate(ratio, advantages, self.clip, self.clip), mask)
         error, clipped_values = (values - returns).square(), values
         if self.clip_value is not None:
+            # As for the policy: a value cannot gain by moving further than clip_value in the passes over one rollout.
             clipped_values = old_values + (values - old_values).clamp(-self.clip_value, self.clip_value)
         clipped_error = (clipped_values - returns).square()
         value = masked_mean(torch.max(error, clipped_error), mask) / 2
@@ -127,9 +134,11 @@ class PPO:
     def observe(self, kl: float) -> None:
         """Adapt kl_coef to the rollout's mean KL to the reference, in nats per answer."""
         if self.kl_target is not None:
+            # K_beta = 0.1 and the clip at 0.2 are those of 1909.08593: at most 2 % per rollout.
             self.kl_coef *= 1 + 0.1 * min(0.2, max(-0.2, kl / self.kl_target - 1))
 
     def stops(self, kl: float) -> bool:
+        # The factor 1.5 is that of Spinning Up.
         return self.stop_kl is not None and kl > 1.5 * self.stop_kl
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,6 +183,7 @@ class A2C:
         self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
     ) -> Advantages:
         rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)
+        # With lam = 1 the temporal differences telescope, and A + V is the discounted return.
         estimates = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
         return Advantages(estimates, (estimates + old_values) * mask)
 

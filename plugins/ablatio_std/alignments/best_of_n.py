@@ -28,6 +28,7 @@ class _Imitation:
         return Advantages(kept, metrics=dict(zip(self.metrics, (kept.mean(), mean), strict=True)))
 
     def loss(self, logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        # The mean over kept tokens; a batch that keeps no answer has the loss 0 and a gradient of zeros, not NaN.
         weight = mask * advantages[:, None]
         return -(weight * logps).sum() / weight.sum().clamp(min=1), {}
 
@@ -51,6 +52,7 @@ class RejectionSampling(_Imitation):
         self.group, self.best_of, self.epochs, self.minibatches = group, best_of, epochs, minibatches
 
     def kept(self, rewards: Tensor) -> Tensor:
+        # No answer is kept: the loss is 0 and no weight moves.
         return best_of(rewards, self.group) if self.best_of is None else torch.zeros_like(rewards)
 
 
@@ -109,7 +111,9 @@ class OnlineDPO:
         grouped = rewards.view(-1, self.group)
         if self.pairs == "all":  # number of worse answers: equal rewards get equal ranks
             return Advantages((grouped[:, :, None] > grouped[:, None]).to(rewards.dtype).sum(2).flatten())
+        # Ties would pair an answer with itself: argmax takes the first both times.
         differ = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.group)
+        # The first of the worst, too: with ties one pair is made and not several.
         return Advantages((best_of(rewards, self.group) - best_of(-rewards, self.group)) * differ)
 
     def loss(self, logps: Tensor, ref_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
@@ -157,6 +161,7 @@ class RPT(Grouped):
 
     def hardness(self, logits: Tensor) -> Tensor:
         """Entropy of the next token among the `likeliest` ones, in nats: (N, V) -> (N,)."""
+        # Normalized over these tokens, so that the entropy is that of a distribution.
         logp = logits.topk(min(self.likeliest, logits.shape[-1])).values.log_softmax(-1)
         return -(logp.exp() * logp).sum(-1)
 

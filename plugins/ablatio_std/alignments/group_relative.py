@@ -4,6 +4,7 @@ Symbols: r the reward of an answer, A its advantage, u = log p(token) - log p_ol
 over the answers to one prompt.  Rewards and advantages are (B,), log-probabilities and masks (B, T).
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -47,6 +48,7 @@ class Grouped:
         """Rewards (B,) -> advantages (B,); 0 for a group whose rewards are all equal."""
         grouped = rewards.view(-1, self.group)  # (prompts, group)
         centered = grouped - grouped.mean(1, keepdim=True)
+        # The sample standard deviation (n - 1), as in trl.
         spread = grouped.std(1, keepdim=True) if self.scale == "group" else rewards.std()
         scaled = centered if self.scale == "none" else centered / (spread + TINY)
         # Compared directly: the mean of equal numbers can differ from them by rounding.
@@ -65,8 +67,10 @@ class Grouped:
         max_length: int,
     ) -> tuple[Tensor, Metrics]:
         advantages, ratio = per_token(advantages), self.ratio(logps - old_logps, mask)
+        # In the loss and not in the reward: it does not enter the group's mean and deviation.
         kl = k3(logps, ref_logps)
         each = self.surrogate(ratio, advantages, logps) + self.beta * kl
+        # One ratio per answer is counted once, not once per token.
         counted = mask if ratio.shape == mask.shape else mask[:, :1]
         metrics = clip_metrics(ratio, advantages.expand_as(ratio), counted, self.clip, self.clip_high)
         return self.average(each, mask, tokens, max_length), metrics | {"train/kl_loss": masked_mean(kl.detach(), mask)}
@@ -91,6 +95,7 @@ class GRPO(Grouped):
         *,
         group: Group = 8,
         clip: Clip = 0.2,
+        # The paper's weight; its groups have 64 answers.
         beta: KLWeight = 0.04,
         scale: Scale = "group",
         epochs: Epochs = 1,
@@ -119,6 +124,7 @@ class DrGRPO(Grouped):
         self.epochs, self.minibatches = epochs, minibatches
 
     def average(self, each: Tensor, mask: Tensor, tokens: Tensor, max_length: int) -> Tensor:
+        # A constant divisor: dividing by the answer's own length makes long wrong answers cheap.
         return (each * mask).sum() / (len(each) * max_length)
 
 
@@ -148,11 +154,14 @@ class DAPO(Grouped):
         self.overlong, self.resample, self.epochs, self.minibatches = overlong, resample, epochs, minibatches
 
     def advantages(self, rewards: Tensor, mask: Tensor, max_length: int) -> Advantages:  # type: ignore[override]
+        # Subtracted before the group is centered: the penalty then ranks answers within their group, as a reward does.
         over = (mask.sum(1) - (max_length - self.overlong)).clamp(min=0) / max(1, self.overlong)
         found = super().advantages(rewards - over.to(rewards.dtype))
         return found._replace(metrics={**(found.metrics or {}), "train/overlong": (over > 0).to(rewards.dtype).mean()})
 
     def average(self, each: Tensor, mask: Tensor, tokens: Tensor, max_length: int) -> Tensor:
+        # Tokens of the whole optimizer step: accumulated batches with unequal lengths then add up to the mean over all
+        # tokens.
         return (each * mask).sum() / tokens.clamp(min=1)
 
 
@@ -195,6 +204,7 @@ class GSPO(Grouped):
         self.epochs, self.minibatches = epochs, minibatches
 
     def ratio(self, u: Tensor, mask: Tensor) -> Tensor:
+        # The geometric mean of the token ratios: it does not grow with the length, so one narrow clip fits all answers.
         return ((u * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
 
 
@@ -203,6 +213,7 @@ class LUSPO(GSPO):
     """GSPO with each answer's loss multiplied by its length: L = mean over answers of the sum over tokens."""
 
     def average(self, each: Tensor, mask: Tensor, tokens: Tensor, max_length: int) -> Tensor:
+        # The ratio is one number per answer, so the sum over tokens is the length times GSPO's loss of the answer.
         return (each * mask).sum(1).mean()
 
 
@@ -224,10 +235,12 @@ class CISPO(Grouped):
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
+        # clip and clip_high serve the metrics here: 1 - clip = 0 clips nothing below, as the paper does.
         self.group, self.most, self.clip_high, self.clip, self.beta = group, clip_high, clip_high - 1, 1.0, beta
         self.epochs, self.minibatches = epochs, minibatches
 
     def surrogate(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
+        # The gradient of log p, not of the ratio: a detached weight cannot switch it off.
         return -ratio.clamp(max=self.most).detach() * advantages * logps
 
     def average(self, each: Tensor, mask: Tensor, tokens: Tensor, max_length: int) -> Tensor:
@@ -237,6 +250,9 @@ class CISPO(Grouped):
 @alignments.register("sapo", paper="arXiv:2511.20347")
 class SAPO(Grouped):
     """L = -(4 / t) sigmoid(t (ratio - 1)) A: a soft gate instead of a clip, with its temperature t by the sign of A."""
+
+    # No ratio is clipped: the gate and the weight fall smoothly, and train/clip_fraction is 0.
+    clip = clip_high = math.inf
 
     def __init__(
         self,
@@ -253,6 +269,7 @@ class SAPO(Grouped):
 
     def surrogate(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
         t = torch.where(advantages > 0, *self.temperatures)
+        # 4 / t makes the slope at ratio = 1 equal to 1 for every t: on-policy this is the plain policy gradient.
         return -torch.sigmoid(t * (ratio - 1)) * 4 / t * advantages
 
 
@@ -264,6 +281,7 @@ class VESPO(Grouped):
     """
 
     detached = True
+    clip = clip_high = math.inf  # as in sapo
 
     def __init__(
         self,
@@ -281,12 +299,14 @@ class VESPO(Grouped):
         self.k, self.l = (k, k_negative), (l, l_negative)
 
     def ratio(self, u: Tensor, mask: Tensor) -> Tensor:
+        # Bounded before exp: the sum over a long answer overflows float32 at 88.
         log_w = (u.clamp(-20, 20) * mask).sum(1, keepdim=True).clamp(-18.420680743952367, 20)  # w from 1e-8 to e^20
         return log_w.exp()
 
     def surrogate(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
         w = ratio.detach()
         k, rate = torch.where(advantages >= 0, *self.k), torch.where(advantages >= 0, *self.l)
+        # One exponent: w^k or exp(l (1 - w)) alone can leave the range of float32 where their product does not.
         phi = (rate + k * w.log() - rate * w).exp()
         return -phi * advantages * logps
 

@@ -43,6 +43,7 @@ class _Pairwise:
     ) -> tuple[Tensor, Metrics]:
         ratios = (chosen - ref_chosen, rejected - ref_rejected)
         better, worse = (divergence_score(r, self.divergence, self.alpha) for r in ratios)
+        # Logged rewards are the log-ratios even with another divergence: comparable between arms, and nats.
         return self.of_margin(better - worse).mean(), pair_metrics(self.beta * ratios[0], self.beta * ratios[1])
 
 
@@ -79,6 +80,7 @@ class Robust(_Pairwise):
         self.beta, self.label_smoothing, self.divergence, self.alpha = beta, label_smoothing, divergence, alpha
 
     def of_margin(self, h: Tensor) -> Tensor:
+        # The plus sign and 1 - 2 e undo the expected effect of flipped labels; the loss may be negative, cDPO's is not.
         e, x = self.label_smoothing, self.beta * h
         return (-(1 - e) * F.logsigmoid(x) + e * F.logsigmoid(-x)) / (1 - 2 * e)
 
@@ -91,6 +93,7 @@ class Hinge(_Pairwise):
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
 
     def of_margin(self, h: Tensor) -> Tensor:
+        # The margin is 1 in units of beta h, as in RSO: beta alone sets it in nats.
         return torch.relu(1 - self.beta * h)
 
 
@@ -115,6 +118,7 @@ class EXO(_Pairwise):
 
     def of_margin(self, h: Tensor) -> Tensor:
         log_p, log_not_p = F.logsigmoid(self.beta * h), F.logsigmoid(-self.beta * h)
+        # log1p(-e) keeps the small e, which 1 - e would round.
         wrong = self.label_smoothing
         return log_p.exp() * (log_p - math.log1p(-wrong)) + log_not_p.exp() * (log_not_p - math.log(wrong))
 
@@ -136,7 +140,8 @@ class DiscoPOP(_Pairwise):
     def of_margin(self, h: Tensor) -> Tensor:
         x = self.beta * h
         switch = torch.sigmoid(x / self.tau)
-        return (1 - switch) * -F.logsigmoid(x) + switch * torch.exp(-x)
+        # s exp(-x) in one exponent: for x below -88 the product would be 0 times infinity, a NaN.
+        return (1 - switch) * -F.logsigmoid(x) + torch.exp(F.logsigmoid(x / self.tau) - x)
 
 
 @alignments.register("tr_dpo", paper="arXiv:2404.09656")
@@ -153,6 +158,7 @@ class TRDPO(_Pairwise):
         every: Annotated[int, Positive, "steps between two updates of the reference"] = 64,
     ) -> None:
         self.beta, self.tau, self.every = beta, tau, every
+        # No knobs: the paper moves the reference of plain DPO.
         self.divergence, self.alpha = "reverse_kl", 1.0
 
     def of_margin(self, h: Tensor) -> Tensor:
@@ -186,6 +192,7 @@ class _PerToken:
     ) -> tuple[Tensor, Metrics]:
         ratios = (chosen - ref_chosen, rejected - ref_rejected)
         better, worse = (divergence_score(r, self.divergence, self.alpha) for r in ratios)
+        # Clamped for an answer that was truncated away: it then counts as log-ratio 0.
         h = better / chosen_length.clamp(min=1) - worse / rejected_length.clamp(min=1)
         return self.of_margin(h).mean(), pair_metrics(self.beta * ratios[0], self.beta * ratios[1])
 
@@ -205,6 +212,7 @@ class IPO(_PerToken):
 class DPONorm(_PerToken):
     """L = -log sigmoid(beta h) with h per token: length-normalized DPO (Tulu 3)."""
 
+    # Tulu 3's beta: far above DPO's 0.1, as a log-ratio per token is that much smaller than a sum.
     def __init__(self, *, beta: Beta = 5.0, divergence: Divergence = "reverse_kl", alpha: Alpha = 0.5) -> None:
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
 

@@ -24,6 +24,8 @@ class SFT:
         self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor
     ) -> tuple[Tensor, Metrics]:
         means = chosen / chosen_length.clamp(min=1), rejected / rejected_length.clamp(min=1)
+        # Sum over sum, as in supervised tuning: a mean of per-answer means would weight the tokens of short answers
+        # more.
         return -chosen.sum() / chosen_length.sum().clamp(min=1), pair_metrics(*means)
 
 
@@ -95,6 +97,8 @@ class ORPO:
         self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor
     ) -> tuple[Tensor, Metrics]:
         better, worse = chosen / chosen_length.clamp(min=1), rejected / rejected_length.clamp(min=1)
+        # log odds(p) = log p - log(1 - p), with log p per token: of a whole answer p is so small that 1 - p rounds to
+        # 1.
         log_odds = (better - worse) - (_log1mexp(better) - _log1mexp(worse))
         imitation = -chosen.sum() / chosen_length.sum().clamp(min=1)
         metrics = pair_metrics(better, worse) | {"train/log_odds_ratio": log_odds.detach().mean()}
@@ -103,10 +107,12 @@ class ORPO:
 
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x < 0, accurate both near 0 and far from it."""
+    # An answer with probability 1 has infinite odds; the bound keeps loss and gradient finite.
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
     # Each branch is clamped to where it is used: the gradient of the branch not taken must be finite too.
     near = torch.log(-torch.expm1(x.clamp(min=-0.7)))
     far = torch.log1p(-torch.exp(x.clamp(max=-0.6)))
+    # The switch between expm1 and log1p at -log 2 loses the fewest digits.
     return torch.where(x > -0.6931471805599453, near, far)  # -log 2
 
 
@@ -126,6 +132,7 @@ class SLiC:
         self.delta, self.lam = delta, lam
 
     def loss(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Metrics]:
+        # Sums over tokens, not means: delta is a margin between the log-likelihoods of whole answers.
         loss = torch.relu(self.delta - chosen + rejected) - self.lam * chosen
         return loss.mean(), pair_metrics(chosen, rejected)
 
@@ -151,7 +158,9 @@ class RRHF(_Rankings):
         means = logps / length.clamp(min=1)
         above = _above(scores, present)
         gap = means[:, None, :] - means[:, :, None]  # (B, K, K): p_j - p_i
+        # Summed over pairs, not averaged, as in the paper: lam weighs imitation against this sum.
         ranking = (torch.relu(gap) * above).sum((1, 2))
+        # Missing answers have a score too (0), which could be the highest.
         best = scores.masked_fill(~present, float("-inf")).argmax(1, keepdim=True)
         loss = (ranking - self.lam * logps.gather(1, best)[:, 0]).mean()
         return loss, {"train/rank_accuracy": _rank_accuracy(gap, above)}
@@ -172,7 +181,9 @@ class PlackettLuce(_Rankings):
         reward = self.beta * (logps - ref_logps)
         order = scores.masked_fill(~present, lowest).argsort(dim=1, descending=True, stable=True)
         given = present.gather(1, order)
+        # The lowest finite number, not -inf: logcumsumexp of only -inf has the gradient NaN.
         ranked = reward.gather(1, order).masked_fill(~given, torch.finfo(reward.dtype).min)
+        # A cumulative log-sum-exp from the last rank, so that no exp(r) is formed.
         rest = ranked.flip(1).logcumsumexp(1).flip(1)  # (B, K): log sum of exp(r) from each rank on
         loss = ((rest - ranked) * given).sum(1).mean()
         gap = reward[:, None, :] - reward[:, :, None]

@@ -51,8 +51,10 @@ class RLOO:
         self.epochs, self.minibatches = epochs, minibatches
 
     def advantages(self, rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Advantages:
+        # The whole answer is one action, so its KL belongs to its reward, and to the baseline of the other answers.
         rewards = rewards - self.beta * ((old_logps - ref_logps) * mask).sum(1)
         grouped = rewards.view(-1, self.group)
+        # The other answers only: an own reward in the baseline would scale the gradient by 1 - 1 / n.
         advantages = grouped - (grouped.sum(1, keepdim=True) - grouped) / (self.group - 1)
         # Exactly 0 for equal rewards: rounding would otherwise leave noise, which `normalize` scales up.
         advantages = advantages.masked_fill((grouped.amax(1) == grouped.amin(1))[:, None], 0.0).flatten()
@@ -61,6 +63,7 @@ class RLOO:
         )
 
     def loss(self, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        # One clip for the whole answer, as one action has one ratio.
         ratio = ((logps - old_logps) * mask).sum(1).exp()  # (B,)
         loss = clipped_surrogate(ratio, advantages, self.clip, self.clip).mean()
         return loss, clip_metrics(ratio, advantages, torch.ones_like(ratio), self.clip, self.clip)
@@ -93,6 +96,7 @@ class ReinforcePP:
         earned = rewards_to_go(token_rewards * mask)
         if self.group > 1:
             earned = earned - rewards.view(-1, self.group).mean(1).repeat_interleave(self.group)[:, None]
+        # A token answers for the KL of itself and of what follows, not for what came before it.
         penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
         return Advantages(whiten((earned - penalty) * mask, mask))
 
@@ -117,8 +121,10 @@ class ReMax:
         self, rewards: Tensor, greedy_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
     ) -> Advantages:
         penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
+        # The greedy answer's reward does not depend on the sample, so the gradient stays unbiased without a critic.
         advantages = ((rewards - greedy_rewards)[:, None] - penalty) * mask  # (B, T)
         return Advantages(advantages, metrics={"train/greedy_reward": greedy_rewards.mean()})
 
     def loss(self, logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        # A sum per answer: log p of the answer is the sum over its tokens, and a mean would weight short answers more.
         return -(advantages * logps * mask).sum(1).mean(), {}

@@ -44,6 +44,8 @@ class LDDPO:
         return loss, pair_metrics(self.beta * better, self.beta * worse)
 
     def _weights(self, mask: Tensor, shared: Tensor) -> Tensor:
+        # cumsum counts answer tokens, so the position of the padding does not matter; the shorter answer keeps all its
+        # tokens.
         return mask * torch.where(mask.cumsum(1) <= shared, 1.0, self.alpha)
 
 
@@ -81,5 +83,7 @@ class WPO:
 
     @staticmethod
     def _weight(tokens: Tensor, collision: Tensor, mask: Tensor) -> Tensor:
+        # Divided by the length: a product over tokens would be 0 for every long answer.
         mean = ((tokens - collision) * mask).sum(1) / mask.sum(1).clamp(min=1)
+        # With a gradient the loss would fall by making both answers unlikely.
         return mean.detach().exp()

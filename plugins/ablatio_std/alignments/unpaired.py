@@ -49,6 +49,8 @@ class NCA(_Ratios):
 
     def of_ratios(self, better: Tensor, worse: Tensor) -> Tensor:
         u_w, u_l = self.beta * better, self.beta * worse
+        # The better answer stands in both sums: every answer of a prompt is also noise, with weight 1 / K for K = 2
+        # answers.
         return -F.logsigmoid(u_w) - 0.5 * F.logsigmoid(-u_w) - 0.5 * F.logsigmoid(-u_l)
 
 
@@ -86,6 +88,7 @@ class APOZero(_Ratios):
         self.beta = beta
 
     def of_ratios(self, better: Tensor, worse: Tensor) -> Tensor:
+        # 1 - sigmoid(x) is written sigmoid(-x): no cancellation near 1.
         return torch.sigmoid(-self.beta * better) + torch.sigmoid(self.beta * worse)
 
 
@@ -117,6 +120,7 @@ class AOT:
     def loss(
         self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
     ) -> tuple[Tensor, Metrics]:
+        # Both sorted in the same order pairs quantile with quantile; the gradient goes through the permutation.
         d = (chosen - rejected).sort().values - (ref_chosen - ref_rejected).sort().values
         loss = smoothed_logsigmoid(self.beta * d, self.label_smoothing).mean()
         return loss, pair_metrics(self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected))
@@ -151,6 +155,7 @@ class DDO(_Ratios):
         self.beta, self.alpha = beta, alpha
 
     def of_ratios(self, better: Tensor, worse: Tensor) -> Tensor:
+        # log(1 - sigmoid(x)) = logsigmoid(-x), finite for a large x too.
         return -F.logsigmoid(self.beta * better) - self.alpha * F.logsigmoid(-self.beta * worse)
 
 
@@ -177,6 +182,8 @@ class KTO:
         self, logps: Tensor, ref_logps: Tensor, labels: Tensor, kl_logps: Tensor, ref_kl_logps: Tensor
     ) -> tuple[Tensor, Metrics]:
         ratio = logps - ref_logps  # (B,)
+        # Without gradient, as in the paper: z only shifts where v saturates.  A KL is not negative, but this estimate
+        # from a few mismatched answers can be.
         kl = (kl_logps - ref_kl_logps).mean().clamp(min=0).detach()
         gain = torch.where(labels, ratio - kl, kl - ratio)
         weight = torch.where(labels, self.wanted_weight, self.unwanted_weight)

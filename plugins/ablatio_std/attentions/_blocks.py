@@ -36,11 +36,13 @@ class Blocks:
     def _made(cls, ctx: Context, size: int) -> "Blocks":
         place, segments, length = torch.atleast_2d(ctx.k_pos), ctx.key_segments, ctx.key_length
         if segments is None:
+            # Positions are those within the document, so that blocks begin where documents do.
             slot, count = place // size, -(-length // size)
         else:  # a document may be split into several segments of a row, so its tokens are brought together first
             order = segments.argsort(dim=1, stable=True)
             numbers = (place.gather(1, order) % size == 0).cumsum(1) - 1
             slot = torch.empty_like(numbers).scatter(1, order, numbers)
+            # At most one block for each token: a meta tensor has no numbers to count.
             count = length if is_meta_tensor(slot) else int(slot.max()) + 1
         index = torch.arange(length, device=slot.device).expand_as(slot)
         keys = slot.new_zeros(len(slot), count * size).scatter(1, slot * size + place % size, index)
@@ -87,5 +89,6 @@ def best(scores: Tensor, count: int) -> Tensor:
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)
     chosen = scores.topk(min(count, scores.shape[-1]), dim=-1).indices
+    # topk returns as many as were asked for, also where fewer are allowed.
     found = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, chosen, True)
     return found & (scores > float("-inf"))

@@ -46,11 +46,13 @@ def rms(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 def inverse_softplus(y: Tensor) -> Tensor:
     """x with softplus(x) = y > 0."""
+    # log(exp(y) - 1) = y + log(1 - exp(-y)), without the cancellation of exp(y) - 1 near 0.
     return y + torch.log(-torch.expm1(-y))
 
 
 def step_sizes(*shape: int) -> Tensor:
     """Draw dt so that softplus(dt) is log-uniform in [0.001, 0.1], as in Mamba."""
+    # exp(-6.9) = 0.001 and exp(-2.3) = 0.1.
     return inverse_softplus(torch.exp(torch.empty(*shape).uniform_(-6.9, -2.3)))
 
 

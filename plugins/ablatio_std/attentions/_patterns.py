@@ -71,6 +71,7 @@ class Patterned(SoftmaxAttention):
         shows, *settings = self.pattern
 
         def make() -> AttentionView:
+            # A kernel that knows the window skips whole blocks of keys; other patterns are masks only.
             window = settings[0] if shows is near else None
             return AttentionView.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings), window)
 
@@ -81,4 +82,5 @@ class Patterned(SoftmaxAttention):
         if self.pattern is None or ctx.memory is not None:
             return 0
         heads = self.o_proj.in_features // self.d_head
+        # Subtracted from the FLOPs of all pairs, which is what the operators count.
         return 4 * self.d_head * heads * hidden_pairs(ctx.length, self.pattern)

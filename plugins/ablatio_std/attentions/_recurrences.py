@@ -54,6 +54,7 @@ class HeadDecay:
                 pairs = (pairs & (documents[:, :, None] == documents[:, None, :]))[:, None]  # (B, 1, C, C)
             # (B, H, C, C): the sum of log a_l over l = s ... t; shifted by one below, as a_s acts before s is added
             sums = (log_decay[..., None, part] * pairs).flip(-1).cumsum(-1).flip(-1)
+            # The sum from the chunk's first token on includes its decay, which acts on the carried state.
             start = sums[..., :1].exp()
             within = F.pad(sums[..., 1:], (0, 1)).exp() * pairs
             if documents is not None and carried is not None:  # the carried state counts for its own document only
@@ -61,6 +62,7 @@ class HeadDecay:
             if documents is not None:
                 carried = documents[:, -1:]
             self.within.append(within)
+            # end is the last row of `within`, whole the last entry of start.
             self.chunks.append(Chunk(part, start, within[..., -1:, :].mT, start[..., -1:, :]))
 
     def pairs(self, q: Tensor, k: Tensor) -> Pairs:
@@ -82,6 +84,7 @@ class ChannelDecay:
     """
 
     def __init__(self, length: int, log_decay: Tensor, rows: Rows) -> None:
+        # Halves need a power of 2; a short row (one decoded token) needs no full chunk.
         size = min(CHUNK, 1 << (length - 1).bit_length())  # a power of 2
         self.length, self.size, self.missing = length, size, -length % size
         logs = self._cut(log_decay)  # (B, H, N, C, F)
@@ -94,6 +97,8 @@ class ChannelDecay:
         start, end, self.same = logs.cumsum(-2).exp(), _after(logs).exp(), None
         if rows.documents is not None:
             documents = F.pad(rows.documents, (0, self.missing))
+            # Padding belongs to the last document: its decay is 1 (log 0), so the end of the row is the end of the
+            # chunk.
             documents[:, length:] = rows.documents[:, -1:]
             documents = documents.unflatten(1, (-1, size))  # (B, N, C)
             self.same = (documents[..., :, None] == documents[..., None, :])[:, None]  # (B, 1, N, C, C)
@@ -129,6 +134,7 @@ class ChannelDecay:
             later = q.unflatten(-2, (-1, 2, half))[..., 1, :, :] * right
             earlier = k.unflatten(-2, (-1, 2, half))[..., 0, :, :] * left
             first, second = found.unflatten(-3, (-1, 2)).unbind(-3)  # the pairs within each half
+            # Blocks [[first, 0], [products across the border, second]]: each level doubles the size.
             found = torch.cat([F.pad(first, (0, half)), torch.cat([later @ earlier.mT, second], dim=-1)], dim=-2)
         found = found[..., 0, :, :] if self.same is None else found[..., 0, :, :] * self.same
 
@@ -158,6 +164,8 @@ def _shapes_only(q: Tensor, rows: Rows, state: Tensor | None) -> bool:
     """True for one long row without values, whose FLOPs are counted: its chunks need not wait for one another."""
     length = q.shape[2]
     plain = len(q) == 1 and state is None and rows.documents is None
+    # Counting operators of a loop over thousands of chunks takes minutes; as a batch it is one call with the same
+    # FLOPs.
     return plain and length > CHUNK and length % CHUNK == 0 and is_meta_tensor(q)
 
 
@@ -188,6 +196,7 @@ def accumulate(
     pairs = decay.pairs(q, k)
     for n, (part, start, end, whole) in enumerate(decay.chunks):
         q_, k_, v_ = q[:, :, part], k[:, :, part], v[:, :, part]
+        # The earlier tokens of the chunk, and what the state holds of all before it.
         outputs.append(pairs(n, q_, k_) @ v_ + (q_ * start) @ last)
         last = last * whole + (k_ * end).mT @ v_
     return torch.cat(outputs, dim=2), last
@@ -214,7 +223,9 @@ def delta_rule(
     for n, (part, start, end, whole) in enumerate(decay.chunks):
         q_, k_, b = q[:, :, part], k[:, :, part], rate[:, :, part, None]
         system = unit_lower(systems(n, k_, k_, b))
+        # The right side has what is known before the chunk; the system, what the chunk's own earlier writes change.
         target = b * (v[:, :, part] - (k_ * start) @ last)  # (B, H, C, V)
+        # Forward substitution is the loop over tokens, exactly: the inverse of (I + L) is not formed.
         u = torch.linalg.solve_triangular(system, target, upper=False, unitriangular=True)
         outputs.append(scores(n, q_, k_) @ u + (q_ * start) @ last)
         last = last * whole + (k_ * end).mT @ u
@@ -241,6 +252,7 @@ def generalized_delta_rule(
         q_, k_, v_, read_, write_ = (t[:, :, part] for t in (q, k, v, read, write))
         on_values, on_writes, values, system = products(n, q_, k_)
         target = values.tril(-1) @ v_ + (read_ * start) @ last
+        # A minus, as u adds to the state where the delta rule subtracts.
         u = torch.linalg.solve_triangular(unit_lower(-system), target, upper=False, unitriangular=True)
         outputs.append(on_values @ v_ + on_writes @ u + (q_ * start) @ last)
         last = last * whole + (k_ * end).mT @ v_ + (write_ * end).mT @ u

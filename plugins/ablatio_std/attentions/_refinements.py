@@ -60,6 +60,7 @@ class Refined(SoftmaxAttention):
         self.exclusive, self.shifted = exclusive, round(key_offset * self.d_head)
         self.removed = nn.Parameter(torch.zeros(heads)) if exclusive == "learned" else None
         self.gain = None if query_gain is None else nn.Parameter(torch.full((heads,), float(query_gain)))
+        # lgamma(n + 1) = log n!, the sum of log 1 ... log n: with this s the mean factor over the positions is 1.
         self.sharpness = nn.Parameter(torch.full((heads,), longest / math.lgamma(longest + 1))) if ssmax else None
 
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -71,6 +72,7 @@ class Refined(SoftmaxAttention):
         rows, (past,), key = Rows.of(ctx), cached_state(ctx, ("key offset", self.layer), 1), ("key offset", self.layer)
         own = rows.sorted(merge_heads(k[..., -self.shifted :]))  # (B, T, H_kv * shifted)
         first = rows.starts(own.shape[1], own.device)
+        # Without a cached key the first token of the row begins a text, whatever its document.
         if past is None:
             first = torch.cat([torch.ones_like(first[:, :1]), first[:, 1:]], dim=1)
         before, past = previous(own, rows, past)
@@ -92,6 +94,7 @@ class Refined(SoftmaxAttention):
     def finish(self, y: Tensor, v: Tensor, ctx: Context) -> Tensor:
         if self.exclusive == "none" or ctx.memory is not None:
             return y
+        # A unit vector, so the projection needs no division by |v|^2, which can be 0.
         along = F.normalize(repeated(v, y.shape[1]), dim=-1)
         own = (y * along).sum(-1, keepdim=True) * along
         return y - (own if self.removed is None else self.removed.to(y.dtype).tanh()[:, None, None] * own)

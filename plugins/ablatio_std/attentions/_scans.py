@@ -18,6 +18,7 @@ def scan(a: Tensor, b: Tensor, rows: Rows, state: Tensor | None) -> tuple[Tensor
     """
     if rows.documents is not None:
         starts = rows.starts(a.shape[1], a.device)
+        # A decay of 0 forgets the document before; later sums need no mask.
         a = a.masked_fill(starts.reshape(*starts.shape, *(1,) * (a.dim() - 2)), 0.0)
     if state is not None:
         b = torch.cat([b[:, :1] + a[:, :1] * state[:, None], b[:, 1:]], dim=1)
@@ -39,12 +40,14 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
         none = torch.zeros_like(a[:, :1])
+        # dL/db_t = g_t + a_{t+1} dL/db_{t+1}: the decay of the next token leads back.
         grad_b = _recur(torch.cat([a[:, 1:], none], dim=1), grad, back=True)
         return torch.cat([none, grad_b[:, 1:] * h[:, :-1]], dim=1), grad_b
 
 
 def _recur(a: Tensor, b: Tensor, *, back: bool = False) -> Tensor:
     """h_t = a_t h_{t-1} + b_t, or with `back` h_t = a_t h_{t+1} + b_t: all chunks at once, then one after another."""
+    # Two loops of 32 and T / 32 steps in place of T: each step is one operation on all chunks, or on one.
     length, size = a.shape[1], min(32, a.shape[1])
     none = [0, 0] * (a.dim() - 2)
     whole, h = (F.pad(x, [*none, 0, -length % size]).unflatten(1, (-1, size)).clone() for x in (a, b))
@@ -98,6 +101,7 @@ class _SelectiveScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         outputs, states = [], []
         for part in _blocks(x.shape[1]):
+            # One state for each block is kept; those within it are made again from it.
             states.append(state)
             _, h = _block(x[:, part], step[:, part], a, b[:, part], kept[:, part], state)
             outputs.append((h @ c[:, part, :, None])[..., 0])
@@ -114,6 +118,7 @@ class _SelectiveScan(torch.autograd.Function):
         for n, part in reversed(list(enumerate(_blocks(x.shape[1])))):
             decay, h = _block(x[:, part], step[:, part], a, b[:, part], kept[:, part], states[n])
             g = grad_y[:, part, :, None] * c[:, part, None]  # (B, L, D, N): the gradient of h
+            # What the blocks after this one say of its last state.
             g[:, -1] += carried
             for t in range(g.shape[1] - 2, -1, -1):
                 g[:, t].addcmul_(decay[:, t + 1], g[:, t + 1])

@@ -47,8 +47,10 @@ class MixtureOfBlocks(SoftmaxAttention):
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
         q, k, v = ctx.place(self.layer, q, k, v)
         blocks = Blocks.of(ctx, self.block)
+        # The choice is discrete: keys learn through the attention, as in the paper.
         with torch.no_grad():
             means = repeated(blocks.sums(k) / self.block, q.shape[1])  # of full blocks, which alone are compared
+            # Complete blocks before the query's own: the mean of a block with later keys would show the future.
             earlier = blocks.until(ctx, blocks.start, strictly=True)
             scores = (q @ means.mT).masked_fill(~earlier, float("-inf"))  # (B, H, T, N)
             seen = blocks.shown(best(scores, self.top_k - 1) | blocks.own(ctx))
@@ -123,10 +125,12 @@ class NativeSparse(SoftmaxAttention):
         (k_c, k_s, k_w), (v_c, v_s, v_w) = k.chunk(3, dim=1), v.chunk(3, dim=1)  # (B, H_kv, S, d_head) each
         blocks, groups = Blocks.of(ctx, self.block), k_c.shape[1]
         compressed, shares = self.compressed(q, k_c, v_c, blocks, ctx)
+        # The compressed branch has the gradient of its own output; the choice made of its probabilities has none.
         with torch.no_grad():
             scores = shares.unflatten(1, (groups, -1)).sum(2)  # (B, H_kv, T, N)
             known = blocks.until(ctx, blocks.start)
             needed = known & (blocks.own(ctx) | (blocks.start == 0)[:, None, None])
+            # The own and the first block are in the top_k always: infinite scores win any comparison.
             scores = scores.masked_fill(needed, float("inf")).masked_fill(~known, float("-inf"))
             seen = repeated(blocks.shown(best(scores, self.top_k)), q.shape[1])
         window = AttentionView.of(ctx, near(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], self.window), self.window)

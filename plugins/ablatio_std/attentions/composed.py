@@ -41,6 +41,7 @@ class PairedHeads(SoftmaxAttention):
 
 def _with_partner(x: Tensor) -> Tensor:
     """Append the tokens of the other head of each pair: (B, H, S, d_head) -> (B, H, 2 S, d_head)."""
+    # Behind all own keys, not between them: the order does not matter to a softmax, and the mask says what is seen.
     return torch.cat([x, x.unflatten(1, (-1, 2)).flip(2).flatten(1, 2)], dim=2)
 
 
@@ -49,6 +50,7 @@ def _paired_view(ctx: Context, heads: int) -> AttentionView:
     earlier = ctx.k_pos[..., None, :] < ctx.q_pos[..., :, None]
     earlier = earlier[:, None] if earlier.dim() == 3 else earlier[None, None]  # (B or 1, 1, T, S)
     own = torch.ones_like(earlier) if ctx.visible is None else ctx.visible & torch.ones_like(earlier)
+    # Even heads stand first in each pair: their partner's key of the same token comes after their own.
     both = torch.cat([own & earlier, own], dim=1).repeat(1, heads // 2, 1, 1)  # (B or 1, H, T, S)
     visible = torch.cat([own.expand_as(both), both], dim=-1)
     bias = None if ctx.bias is None else torch.cat([ctx.bias, ctx.bias], dim=-1)
@@ -103,6 +105,7 @@ class DynamicallyComposed(SoftmaxAttention):
         if ctx.cache is not None:
             of_keys = [name for name in made if name.endswith("k")]
             cached = ctx.cache.state(self.layer)
+            # Maps of earlier keys come from the cache, as keys do.
             for i, name in enumerate(of_keys) if cached is not None else ():
                 made[name] = torch.cat([cached[i], made[name]], dim=1)  # type: ignore[index]
             ctx.cache.keep(self.layer, *(made[name] for name in of_keys))

@@ -84,17 +84,20 @@ class ConvolvedMultiHead(SoftmaxAttention):
         channels = [wiring["d_model"]] * (on != "projections") + [queries, keys, keys] * (on != "input")
         convs = [ShortConv(n, conv) for n in channels]
         for module in convs:
+            # y + conv(y): at 0 the layer is plain attention, whatever the init of the other matrices.
             nn.init.zeros_(module.weight)
         self.on, self.convs = on, nn.ModuleList(convs)
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         convs, key = list(self.convs), self.layer
         if self.on != "projections":
+            # Its own cache entry where the layer has two convolutions.
             (mixed,) = convolve(convs[:1], [x], ("input", key) if self.on == "both" else key, ctx)
             x, convs = x + mixed.to(x.dtype), convs[1:]
         if self.on == "input":
             return super().heads(x, ctx)
         inputs = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        # In one call, so that the layer has one cache entry for the three.
         mixed = convolve(convs, inputs, key, ctx)
         q, k, v = (split_heads(a + b.to(a.dtype), self.d_head) for a, b in zip(inputs, mixed, strict=True))
         q, k, v, view = self.place(q, k, v, ctx)

@@ -41,6 +41,7 @@ class CrossLayer(SoftmaxAttention):
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
         q, k, v = ctx.place(self.layer, q, k, v)
+        # After the cache and the rotation: the other layers read them as they are.
         ctx.passed_on(("keys and values", self.layer), lambda: (k, v))
         return q, k, v, ctx
 
@@ -49,6 +50,7 @@ class CrossLayer(SoftmaxAttention):
             return super().heads(x, ctx)
         k, v = ctx.passed_on(("keys and values", self.source), self.missing)
         q = self.queries(x)
+        # rotate takes queries and keys; the keys here are rotated already.
         return merge_heads(self.mix(ctx.rotate(q, q, self.layer)[0], k, v, ctx))
 
     def missing(self) -> Any:

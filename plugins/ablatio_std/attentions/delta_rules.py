@@ -63,7 +63,9 @@ class DeltaRule(SoftmaxAttention):
         with without_autocast(x.device):
             log_decay = self.log_decay(inner)
             q, k, v, b = at_least_float32(q, k, v, self.b_proj(inner))
+            # With |k| = 1 and b <= 1, I - b k^T k has no eigenvalue outside [0, 1]: the state cannot grow by itself.
             q, k = F.normalize(q, dim=-1) * self.scale, F.normalize(k, dim=-1)
+            # Positions are in the order of the row, the recurrence in that of the documents.
             q, k = (rows.sorted(t) for t in ctx.rotate(rows.restored(q), rows.restored(k), self.layer))
             y, last = delta_rule(q, k, v, log_decay, b.sigmoid().transpose(1, 2), rows, state)
             y = rms(y) * self.norm
@@ -109,6 +111,7 @@ class GatedDeltaNet(DeltaRule):
 
     def log_decay(self, x: Tensor) -> Tensor:
         (a,) = at_least_float32(self.a_proj(x))
+        # -A softplus(...) is negative, so that a stays in (0, 1); A is kept as a logarithm to stay positive.
         return (-self.log_a.exp() * F.softplus(a + self.dt)).transpose(1, 2)  # (B, H, T)
 
     def gate(self, x: Tensor) -> Tensor | None:

@@ -37,6 +37,7 @@ class KernelAttention(SoftmaxAttention):
         q = self.queries(x)
         k, v = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
         if ctx.memory is None:
+            # Not for cross-attention, whose keys have other positions.
             q, k = ctx.rotate(q, k, self.layer)
         with without_autocast(x.device):
             q, k, v = at_least_float32(q, k, v)
@@ -47,6 +48,7 @@ class KernelAttention(SoftmaxAttention):
                 sums = self.sums(q, k, v, q.new_zeros(1, 1, 1, 1), ctx)
             else:
                 gate = gate.to(k.dtype)
+                # 1 - g = sigmoid(-gate) and log g = logsigmoid(gate), without cancellation for g near 1.
                 sums = self.sums(q, k * torch.sigmoid(-gate), v, F.logsigmoid(gate), ctx)
             y = sums[..., :-1] / (sums[..., -1:] if self.least is None else sums[..., -1:].clamp(min=self.least))
         return merge_heads(y).to(x.dtype)
@@ -69,6 +71,7 @@ class KernelAttention(SoftmaxAttention):
             sums, final = accumulate(q, k, v, decay, rows, None if state is None else state[0])
             sums = rows.restored(sums)
         elif ctx.visible is None:
+            # All tokens see all: one sum, whose cost is linear in T.
             sums = q @ (final := k.mT @ v)
         else:
             sums = (q @ k.mT * ctx.visible) @ v
@@ -126,6 +129,7 @@ class Performer(KernelAttention):
         self.register_buffer("directions", drawn)
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
+        # Half of the scale on q and half on k: their product has it whole.
         x = x * math.sqrt(self.scale)
         along = x @ self.directions.to(x.dtype).T  # (B, H, T, F)
         if self.kernel == "relu":
@@ -198,5 +202,6 @@ def orthogonal(count: int, width: int) -> Tensor:
     factors = [torch.linalg.qr(torch.randn(width, width)) for _ in range(-(-count // width))]
     # QR fixes the signs of Q by convention; the signs of R's diagonal make the distribution uniform (Haar).
     directions = torch.cat([(q * r.diagonal().sign()).T for q, r in factors])[:count]
+    # Lengths of normal vectors, drawn anew: rows of Q have length 1, which would bias the estimate.
     lengths: Tensor = torch.linalg.vector_norm(torch.randn(count, width), dim=1, keepdim=True)
     return directions * lengths

@@ -44,6 +44,7 @@ class MultiHeadLatent(nn.Module):
         self.o_proj = nn.Linear(heads * width, d_model, bias=bias)
         self.inner_norm = wiring["inner_norm"](heads * width) if wiring["inner_norm"] else None
         self.dropout, self.layer = wiring["dropout"], wiring["layer"]
+        # scale is 1 / sqrt(d_head) in most models: the quotient makes it 1 / sqrt(d_head + nope).
         self.scale = wiring["scale"] * (width / (width + self.nope)) ** 0.5
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -51,6 +52,7 @@ class MultiHeadLatent(nn.Module):
         q = split_heads(self.q_proj(latent), self.nope + self.width)  # (B, H, T, nope + d_head)
         content, rotary = q[..., : self.nope], q[..., self.nope :]
         r, c = ctx.keys_values(self.layer, x, self.latents)
+        # c takes the place of the values in the cache; r that of the one key head.
         rotary, r, c = ctx.place(self.layer, rotary.contiguous(), r, c)
         k, v = split_heads(self.k_proj(c[:, 0]), self.nope), split_heads(self.v_proj(c[:, 0]), self.width)
         k = torch.cat([k, r.expand(-1, k.shape[1], -1, -1).to(k.dtype)], dim=-1)  # (B, H, S, nope + d_head)

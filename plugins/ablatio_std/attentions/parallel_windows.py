@@ -53,6 +53,7 @@ class ParallelWindows(Patterned):
     def shared_positions(self, pos: Tensor) -> Tensor:
         """Map positions in the text to positions that all windows share.  Any shape -> the same."""
         context = self.window * self.windows
+        # The context is one window long as far as positions are concerned; the text after it continues there.
         return (pos % self.window).where(pos < context, pos - context + self.window)
 
 

@@ -53,10 +53,12 @@ class Retention(Recurrent):
         with without_autocast(x.device):
             q, k, v = (rows.sorted(t) for t in at_least_float32(q * self.scale, k, v))
             index = torch.arange(q.shape[1], device=x.device, dtype=q.dtype)
+            # log1p: gamma of the slow heads is so near 1 that 1 - 2^-n loses its digits.
             decay = torch.log1p(-torch.exp2(-self.exponent - index))[None, :, None]
             y, last = accumulate(q, k, v, decay, rows, None if state is None else state[0])
         if ctx.cache is not None:
             ctx.cache.keep(self.layer, last)
+        # The paper's group norm over each head's features: the scale of the sum, which grows with the text, cancels.
         y = F.layer_norm(rows.restored(y), (self.d_head,)).to(x.dtype)
         return F.silu(self.g_proj(x)) * merge_heads(y)
 
@@ -89,6 +91,8 @@ class GatedLinear(Recurrent):
         rows, (state,) = Rows.of(ctx), cached_state(ctx, self.layer, 1)
         with without_autocast(x.device):
             q, k, v, decay = (rows.sorted(t) for t in at_least_float32(q * self.scale, k, v, decay))
+            # The root with 1 / tau starts the decays near 1: with a sigmoid alone half of the state would be lost at
+            # each token.
             y, last = accumulate(q, k, v, F.logsigmoid(decay) / self.temperature, rows, state)
         if ctx.cache is not None:
             ctx.cache.keep(self.layer, last)
@@ -117,6 +121,7 @@ class HGRN2(SoftmaxAttention):
         super().__init__(wiring["n_heads"], **wiring)
         inner = wiring["n_heads"] * wiring["d_head"]
         self.n_layers, self.norm = n_layers, nn.Parameter(torch.ones(inner))
+        # sigmoid(-6) = 0.0025: l starts at the lower end of its interval.
         self.bound = nn.Parameter(torch.full((inner,), -6.0))
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
@@ -125,6 +130,7 @@ class HGRN2(SoftmaxAttention):
         with without_autocast(x.device):
             q, f, v = at_least_float32(q, f, v)
             bound = (self.layer + self.bound.sigmoid()) / self.n_layers  # (H * d_head,)
+            # 1 - f written as a product: the difference cancels where f is near 1.
             k, log_f = (1 - bound) * (-f).sigmoid(), torch.log(bound + (1 - bound) * f.sigmoid())
             q, k, v, log_f = (split_heads(t, self.d_head) for t in (q.sigmoid(), k, F.silu(v), log_f))
             q, k = (rows.sorted(t) for t in ctx.rotate(rows.restored(q), rows.restored(k), self.layer))

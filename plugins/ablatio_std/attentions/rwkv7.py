@@ -70,6 +70,7 @@ class RWKV7(SoftmaxAttention):
             return rank or max(32, 32 * round(factor * math.sqrt(d_model) / 32))
 
         index, ramp = torch.arange(d_model) / d_model, torch.linspace(-0.5, 0.5, width)
+        # Initial values of this class are those of the authors' code.
         self.mixtures = nn.ParameterDict({n: 1 - index ** (e * (1 - layer / n_layers)) for n, e in MIXED.items()})
         wave = torch.linspace(-1, 1, wiring["d_head"]).repeat(wiring["n_heads"])
         wave = wave * wave.abs()
@@ -104,6 +105,7 @@ class RWKV7(SoftmaxAttention):
             # They read S_{t-1} before it decays: w_t is at least exp(-exp(-1/2)) = 0.55, so dividing by it is safe.
             read = -erased * torch.exp(-log_w)
             y, last = generalized_delta_rule(r, k, v, read, rate * erased, log_w, rows, state)
+            # eps grows with the width of a head, as in the authors' code (64e-5 at width 64).
             y = F.layer_norm(y, (self.d_head,), eps=self.d_head * 1e-5)
             y = merge_heads(y) * self.norm_weight + self.norm_bias + merge_heads(bonus.sum(-1, keepdim=True) * v)
         if ctx.cache is not None:

@@ -31,6 +31,7 @@ def near_or_first(q: Tensor, k: Tensor, window: int, first: int) -> Tensor:
 
 def strided(q: Tensor, k: Tensor, stride: int) -> Tensor:
     """True for keys at most `stride` tokens away, or at a multiple of `stride`."""
+    # The paper splits the two sets between heads or layers; here each head sees both.
     return ((q - k).abs() <= stride) | ((q - k) % stride == 0)
 
 
@@ -44,6 +45,7 @@ def bigbird(q: Tensor, k: Tensor, block: int, window: int, globals_: int, random
     q_block, k_block = q // block, k // block
     count = -(-max(q.shape[-2], k.shape[-1]) // block)
     chosen = random_blocks(count, window, random, seed, q.device)
+    # The later block asks for the earlier one, so the pattern is symmetric, as an encoder needs it.
     seen = chosen[torch.maximum(q_block, k_block), torch.minimum(q_block, k_block)]
     return seen | near(q_block, k_block, window // 2 + 1) | (torch.minimum(q, k) < globals_)
 
@@ -54,10 +56,12 @@ def random_blocks(count: int, window: int, random: int, seed: int, device: torch
     A hash of (i, j, seed) ranks the candidates, so that the choice for block i does not depend on the text's length.
     """
     i, j = torch.arange(count, device=device)[:, None], torch.arange(count, device=device)
+    # Odd constants and shifts as of integer hashes, in 32 bits: no generator, whose numbers would depend on the count.
     draw = (i * 0x9E3779B1 + j * 0x85EBCA77 + seed * 0xC2B2AE3D) & 0xFFFFFFFF
     for shift in (15, 13):
         draw = ((draw ^ (draw >> shift)) * 0x2C1B3C6D) & 0xFFFFFFFF
     candidate = j < i - window // 2
+    # Others than candidates sort last: 2^32 is above every draw.
     threshold = torch.where(candidate, draw, 1 << 32).sort(dim=-1).values[:, min(random, count) - 1, None]
     return candidate & (draw <= threshold) if random else torch.zeros_like(candidate)
 
@@ -90,6 +94,7 @@ class Windowed(Patterned):
         needs_all = getattr(position, "rotates_cached_keys", False) or (self.first and hasattr(position, "score"))
         if ctx.cache is None or self.pattern is None or ctx.memory is not None or needs_all:
             return super().place(q, k, v, ctx)
+        # Rotated at their true positions before they are cached, since the window drops earlier keys.
         q, k = ctx.rotate(q, k, self.layer)
         first = None
         if self.first:
@@ -97,6 +102,7 @@ class Windowed(Patterned):
             first = (start + torch.arange(self.first, device=k.device)).expand(len(k), -1)  # (B, first)
         k, v, index = ctx.cache.update_window(self.layer, k, v, self.window, first)
         view = self.view(ctx)
+        # No key was dropped yet: the view of the whole text fits.
         if index.shape[1] == ctx.key_length:
             return q, k, v, view
         assert isinstance(view, AttentionView)

@@ -64,6 +64,7 @@ class Mamba(Mixer):
         with without_autocast(x.device):
             u, b, c, step = at_least_float32(u, b, c, step)
             step = F.softplus(step + self.dt)  # (B, T, channels)
+            # B is scaled by s (Euler) and A by exp(s A), as in the authors' code.
             y, last = selective_scan(step * u, step, -self.log_a.exp(), b, c, rows, state)
             y = y + self.skip * u
         if ctx.cache is not None:
@@ -116,8 +117,10 @@ class Mamba2(Mixer):
                 F.softplus(step + self.dt).transpose(1, 2),
             )  # (B, H, T, d_head), (B, H, T)
             log_decay = -self.log_a.exp()[:, None] * step
+            # Attention by another name: C are queries, B keys and s u values, with one decay for each head.
             y, last = accumulate(c[:, None], b[:, None], u * step[..., None], log_decay, rows, state)
             y = merge_heads(y + self.skip[:, None, None] * u) * F.silu(z)
+            # After the gate, as in the authors' code.
             y = rms(y, 1e-5) * self.norm
         if ctx.cache is not None:
             ctx.cache.keep(self.layer, last, past)
@@ -144,6 +147,8 @@ class MinGRU(Mixer):
         gate, new = self.z_proj(inner.to(x.dtype)), self.h_proj(inner.to(x.dtype))
         with without_autocast(x.device):
             gate, new = at_least_float32(gate, new)
+            # g keeps the state positive, as the paper's parallel scan in logarithms needs; here it is the same
+            # function.
             new = torch.where(new >= 0, new + 0.5, new.sigmoid())
             h, last = scan((-gate).sigmoid(), gate.sigmoid() * new, rows, state)
         if ctx.cache is not None:

@@ -59,6 +59,7 @@ class TestTimeTraining(SoftmaxAttention):
             ctx.shared(("pieces", self.batch, len(x)), lambda: _Pieces.of(ctx, len(x), self.batch)),
         )
         with without_autocast(x.device):
+            # Divided by d_head, as the loss is a sum over the head's features.
             rates = self.rate / self.d_head * self.e_proj(x).sigmoid().transpose(1, 2)[..., None]  # (B, H, T, 1)
             q, k, v, rates = (layout.cut(rows.sorted(t)) for t in at_least_float32(q, k, v, rates))
             outputs, state = self.trained(q, k, v, rates, self.initial(layout, ctx), layout)
@@ -91,7 +92,10 @@ class TestTimeTraining(SoftmaxAttention):
         (w, b, w_steps, b_steps), outputs = state, []
         for n in range(q.shape[2]):
             q_n, k_n = q[:, :, n], k[:, :, n]
+            # The target is v - k: f(k) = k + layernorm(k W) is to give v.
             steps = rates[:, :, n] * self.gradient(k_n @ w + b, v[:, :, n] - k_n)  # (P, H, batch, d_head)
+            # The dual form: what the steps up to t do to q_t, without W_t of each token. tril includes the token's own
+            # step.
             z = q_n @ (w - w_steps) + b - b_steps - (q_n @ k_n.mT).tril() @ steps - steps.cumsum(-2)
             outputs.append(q_n + self.gain * _normalized(z)[0] + self.shift)
             w_steps, b_steps = w_steps + k_n.mT @ steps, b_steps + steps.sum(-2, keepdim=True)
@@ -103,6 +107,7 @@ class TestTimeTraining(SoftmaxAttention):
     def gradient(self, z: Tensor, target: Tensor) -> Tensor:
         """Gradient of |layernorm(z) - target|^2 / 2 by z: (..., d_head) -> same."""
         unit, deviation = _normalized(z)
+        # By the rule for layer norm's backward pass: no graph is built inside the forward pass.
         g = self.gain * (self.gain * unit + self.shift - target)
         return (g - g.mean(-1, keepdim=True) - unit * (g * unit).mean(-1, keepdim=True)) / deviation
 
@@ -144,6 +149,8 @@ class _Pieces(NamedTuple):
         pos = pos if rows.order is None else pos.gather(1, rows.order)
         starts = rows.starts(length, device).expand(n_rows, -1)
         begin = index.masked_fill(~starts, 0).cummax(1).values  # of the piece that a token is in
+        # A continued text goes on inside its mini-batch: mini-batches begin at multiples of `batch` in the text,
+        # whatever the passes.
         phase = pos.gather(1, begin) % batch
         within = index - begin + phase
         if rows.documents is None or is_meta_tensor(index):  # one piece for each row

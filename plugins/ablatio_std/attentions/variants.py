@@ -109,11 +109,13 @@ class Differential(SoftmaxAttention):
 
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
+        # layer counts from 0 here, from 1 in the paper.
         self.start = 0.8 - 0.6 * math.exp(-0.3 * wiring["layer"])
         vectors = (nn.Parameter(0.1 * torch.randn(wiring["d_head"])) for _ in range(4))
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = vectors
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
+        # Both maps of a pair act on the same values of twice the width.
         wide = torch.cat(v.chunk(2, dim=1), dim=-1).repeat(1, 2, 1, 1)  # (B, H, S, 2 d_head)
         dropout = self.dropout if self.training else 0.0
         heads = attend(q, k, wide, ctx, scale=self.scale, dropout=dropout)
@@ -122,6 +124,7 @@ class Differential(SoftmaxAttention):
         first = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1))
         second = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2))
         y = (signal - (first - second + self.start) * noise).to(v.dtype)  # (B, H / 2, T, 2 d_head)
+        # 1 - l_start gives the gradient the size that it has in a transformer with softmax attention, as in the paper.
         return F.rms_norm(y, y.shape[-1:], eps=1e-5) * (1 - self.start)
 
 
@@ -159,6 +162,7 @@ class ValueResidual(SoftmaxAttention):
 
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         k, v = super().keys_values(x, ctx)
+        # Kept by the first layer that asks, and handed to the others.
         first = ctx.passed_on("first values", lambda: v)
         if self.layer == 0:
             return k, v
@@ -199,12 +203,14 @@ class Forgetting(SoftmaxAttention):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         q, (k, v) = self.queries(x), self.keys_values(x, ctx)
         q, k, v = ctx.place(self.layer, q, k, v)
+        # float32 at least: sums over a whole text of small numbers.
         log_f = F.logsigmoid(self.f_proj(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)
         if ctx.cache is not None:
             cached = ctx.cache.state(self.layer)
             log_f = log_f if cached is None else torch.cat([cached[0], log_f], dim=2)  # (B, H, S)
             ctx.cache.keep(self.layer, log_f)
         if ctx.segments is None or ctx.visible is None:
+            # One document: differences of cumulative sums are exact enough, and need no (T, S) sums.
             total = log_f.cumsum(-1)
             decay = total[..., ctx.past :, None] - total[..., None, :]  # (B, H, T, S)
         else:  # sums over the keys that each query sees, so that other documents contribute exactly zero

@@ -30,6 +30,7 @@ class Stages:
         self.by, self.stages, self.start, self.root = by, stages, start, root
 
     def easiest(self, progress: float) -> float:
+        # n - 1 in the denominator: the last stage has all of the text.
         done = min(self.stages - 1, int(progress * self.stages)) / (self.stages - 1)
         low = self.start**self.root
         return float((low + (1 - low) * done) ** (1 / self.root)) if done < 1 else 1.0
@@ -37,6 +38,8 @@ class Stages:
     def difficulty(self, text: str) -> float:
         raw = text.encode("utf-8", "surrogatepass")
         if self.by == "compression":
+            # A text that compresses well repeats itself and is easy to predict. The level is fixed, so that the order
+            # is the same everywhere.
             return len(zlib.compress(raw, 6)) / max(1, len(raw))
         words = _WORD.findall(text)
         return float(len(raw)) if self.by == "length" else sum(map(len, words)) / max(1, len(words))

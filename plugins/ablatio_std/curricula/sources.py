@@ -63,6 +63,8 @@ class Anneal:
             return base
         done = (progress - self.start) / max(1e-9, 1 - self.start) if self.ramp else 1.0
         best = base[self.on] + (self.share - base[self.on]) * min(1.0, done)
+        # 0 if the mixture has the best source alone: nothing is left to divide.
         rest = 1 - base[self.on]
+        # The proportions among the others stay those of the mixture.
         others = {name: (1 - best) * share / rest for name, share in base.items() if name != self.on} if rest else {}
         return {**base, **others, self.on: best if rest else 1.0}

@@ -48,6 +48,7 @@ class BeamSearch:
         if job.ending.new_tokens == 0:
             return [[search.running[0][1].finished("length")] for search in searches]
         for length in range(1, job.ending.new_tokens + 1):
+            # A position limit of the model ends the search with the running beams as they are (see _result).
             rows, tokens = self._step(searches, texts, scores, length, job.ending.new_tokens)
             if not rows or texts.full:
                 break
@@ -61,8 +62,10 @@ class BeamSearch:
     ) -> tuple[list[int], list[int]]:
         """Extend all beams by a token; return the row of the batch and the token of each beam that goes on."""
         active = [search for search in searches if not search.done]
+        # Continuations report the model's own log-probability; penalties and other scores only choose.
         plain = texts.log_probs()
         scores = self.processors.penalize(score(plain), texts.tokens)
+        # After the penalties, so that no penalty can make a forbidden token finite.
         scores = only_allowed(scores, [tail for search in active for _, tail in search.running])
         rows, tokens, first = list[int](), list[int](), 0
         for search in active:
@@ -80,15 +83,18 @@ class BeamSearch:
     def _extend(self, search: Search, total: Tensor, plain: Tensor, length: int) -> list[tuple[int, int]]:
         """Replace the beams of one prompt by their best extensions; return the old row and the token of each."""
         ending = search.running[0][1].ending
+        # A beam can end by each stop token: among this many, `width` extensions that go on are always found.
         best = total.flatten().topk(min(total.numel(), max(2, 1 + len(ending.stop_ids)) * self.width))
         places, old = list[tuple[int, int]](), search.running
         search.running = []
         found = zip(best.values.tolist(), best.indices.tolist(), plain.flatten()[best.indices].tolist(), strict=True)
         for rank, (score, place, logprob) in enumerate(found):
+            # All later ones score no better.
             if score == MINUS_INFINITY or (rank >= self.width and len(search.running) == self.width):
                 break
             row, token = divmod(place, total.shape[1])
             tail = old[row][1].copy()
+            # Stop strings, too, end a beam, so each candidate is added to see whether it does.
             ended = tail.add(token, logprob)
             if ended and rank < self.width:  # of the others, only those count that go on
                 search.finished.append(tail.finished(ended, score / length**self.length_penalty))
@@ -103,7 +109,10 @@ class BeamSearch:
         if not search.running or (full and self.stop == "first"):
             search.done = True
         elif full:
+            # The sum only falls with more tokens, but its share by the length can rise: the longest possible length
+            # bounds it.
             reach = longest if self.stop == "never" and self.length_penalty > 0 else length
+            # If the best running beam cannot displace the worst finished one, none can.
             search.done = search.running[0][0] / reach**self.length_penalty <= search.finished[-1].score
 
     def _result(self, search: Search) -> list[Continuation]:

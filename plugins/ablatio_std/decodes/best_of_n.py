@@ -45,6 +45,7 @@ class BestOfN:
 
     def _ranked(self, job: DecodingJob, row: int, group: Sequence[Continuation]) -> list[Continuation]:
         scored = [replace(c, score=s) for c, s in zip(group, self._scores(job, row, group), strict=True)]
+        # sorted is stable: equal scores keep the order of the draws.
         return sorted(scored, key=lambda c: -c.score)
 
     def _scores(self, job: DecodingJob, row: int, group: Sequence[Continuation]) -> Sequence[float]:
@@ -55,4 +56,5 @@ class BestOfN:
                     "    try: reward=length, or decode.by=mean"
                 )
             return [float(score) for score in job.judge(row, [c.ids for c in group])]
-        return [c.logprob / (c.tokens if self.by == "mean" else 1) for c in group]
+        # At least 1: a continuation of no tokens has the mean 0.
+        return [c.logprob / (max(1, c.tokens) if self.by == "mean" else 1) for c in group]

@@ -77,5 +77,6 @@ class Contrastive:
     def scores(self, p: Tensor, amateur: Tensor) -> Tensor:
         """Scores of the next tokens from the model's log-probabilities and the amateur's logits: (R, V)."""
         q = (amateur / self.temperature).log_softmax(-1)
+        # The plausibility constraint: without it p / q is largest for tokens that both models find absurd.
         least = p.amax(-1, keepdim=True) + torch.tensor(self.alpha).log()
         return (p - q).masked_fill(p < least, MINUS_INFINITY)

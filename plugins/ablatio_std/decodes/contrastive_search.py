@@ -29,6 +29,7 @@ class ContrastiveSearch:
         self.alpha, self.top_k = alpha, top_k
 
     def __call__(self, job: DecodingJob) -> Sequence[Sequence[Continuation]]:
+        # Prompt by prompt: a batch would need the states of padded texts kept apart.
         return [[self._one(job.only(row))] for row in range(len(job.prompts))]
 
     @torch.no_grad()
@@ -37,6 +38,7 @@ class ContrastiveSearch:
         with hidden_states(job.model) as seen:
             texts = job.open()
             while job.ending.new_tokens:
+                # Joined once a step; the list grows by one state for each token.
                 before = torch.cat(seen, dim=1)[0]  # (S, D)
                 seen[:] = [before[None]]
                 log_probs = texts.log_probs()
@@ -44,11 +46,13 @@ class ContrastiveSearch:
                 best = allowed[0].topk(min(self.top_k, int(allowed.isfinite().sum())))
                 if texts.full:
                     return tail.finished("length")
+                # The text is copied for each candidate, as the hidden state of a candidate needs a pass with it.
                 texts.select(torch.zeros_like(best.indices))
                 texts.extend(best.indices)
                 states = seen.pop()[:, 0]  # (k, D)
                 chosen = int(self.scores(best.values, states, before).argmax())
                 place = torch.tensor([chosen], device=states.device)
+                # The pass of the chosen candidate is kept, so that a step costs one pass and not two.
                 texts.select(place)
                 seen.append(states[place][:, None])
                 token = int(best.indices[chosen])
@@ -70,6 +74,7 @@ def hidden_states(model: Any) -> Iterator[list[Tensor]]:
     def watch(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
         seen.append(output)
 
+    # A hook, since decoding passes hand out logits only.
     handle = model.model.register_forward_hook(watch)
     try:
         yield seen

@@ -68,6 +68,7 @@ class Medusa:
             """The next token, and the whole continuation if it ends with it."""
             nonlocal text
             logits = reader.logits
+            # Penalties see the text with the drafted tokens accepted so far, as token by token decoding would.
             shaped = only_allowed(self.settings.penalize(logits, text), [tail])
             token = int(choose(shaped, [0]))
             text = torch.cat([text, text.new_tensor([[token]])], dim=1)
@@ -84,6 +85,8 @@ class Medusa:
             while True:
                 reader.stand_at(path[-1])
                 token, found = draw()
+                # The token is drawn from the model whatever the tree holds; the tree only saves the pass if it holds
+                # it. So the draft cannot bias the sample.
                 below = [i for i, above in enumerate(parents) if above == path[-1] and tokens[i] == token]
                 if found or not below:
                     break
@@ -100,6 +103,8 @@ def tree(root: int, ahead: Sequence[Tensor], nodes: int, branch: int) -> tuple[l
     best = [x[0].log_softmax(-1).topk(min(branch, x.shape[-1])) for x in ahead]
     scores, choices = [b.values.tolist() for b in best], [b.indices.tolist() for b in best]
     tokens, parents = [root], [-1]
+    # Best first: a child or the next sibling is never likelier than the node it is pushed after, so the heap yields
+    # nodes by falling probability.
     heap = [(-scores[0][0], 0, 0, 0, 0.0)]  # (-log-probability, parent, depth, rank, log-probability of the parent)
     while heap and len(tokens) < nodes:
         score, parent, depth, rank, before = heapq.heappop(heap)
@@ -129,9 +134,11 @@ class TreeReader:
                 "    try: a run with objective=multi_token, or decode=speculative second=RUN"
             )
         self.model, self.device = model, next(model.parameters()).device
+        # One cache for the stack and one for each head, whose layer reads its own keys.
         self.cache, self.caches = KVCache(), [KVCache() for _ in stack.further]
         self.read(prompt, range(-1, len(prompt) - 1))
         self.stand_at(len(prompt) - 1)
+        # After the first pass, since only then the caches show whether a layer keeps a state.
         plain = stack.virtual is None and not (stack.rotates_cached_keys or model.opens or hasattr(model, "encoder"))
         if not plain or any(cache.has_states for cache in (self.cache, *self.caches)):
             raise UserError(
@@ -147,6 +154,7 @@ class TreeReader:
 
     def read(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
         """Read a tree after the text: tokens, and the number of the token before each, -1 for the text itself."""
+        # Parents come before their children, so that one sweep collects all ancestors.
         sees = torch.eye(len(tokens), dtype=torch.bool)
         for node, parent in enumerate(parents):
             if parent >= 0:
@@ -163,4 +171,5 @@ class TreeReader:
         """Append these nodes of the tree to the text, and forget the others."""
         kept = torch.tensor(list(path), device=self.device)
         for cache in (self.cache, *self.caches):
+            # The rejected branches of the tree leave the cache, as if only the path had been read.
             cache.keep_tokens(cache.length - self.read_tokens, kept)

@@ -59,10 +59,13 @@ class Speculative:
         target, drafter = Reader(job.open()), Reader(job.open(job.second_model))
         generator = job.generator(0, target.texts.logits.device)
         while len(tail.ids) < job.ending.new_tokens and target.fits(0):
+            # One less than what is left: the model adds a token of its own after the accepted ones.
             count = min(self.draft, job.ending.new_tokens - len(tail.ids) - 1)
+            # Fewer are drafted near the end of either model's positions.
             while count and not (target.fits(count) and drafter.fits(count)):
                 count -= 1
             proposed, q = self._propose(drafter, tail.copy(), count, generator)
+            # One pass of the model scores all drafted tokens; that is the whole saving.
             logits, known = target.read(proposed), target.known
             accepted = self._accept(logits, known, proposed, q, tail.copy(), generator)
             for place, token in enumerate(accepted):
@@ -78,6 +81,7 @@ class Speculative:
         """Draft up to `count` tokens: (tokens, the distribution (V,) that each was drawn from)."""
         tokens, chances = list[int](), list[Tensor]()
         for _ in range(count):
+            # Penalties and choices see the drafted tokens, as they would in sampling token by token.
             q = self._chances(drafter.read(tokens)[-1], torch.cat([drafter.known, _row(tokens, drafter)], dim=1), tail)
             tokens.append(int(torch.multinomial(q, 1, generator=generator)))
             chances.append(q)
@@ -97,6 +101,7 @@ class Speculative:
             if place == len(proposed):
                 break
             token, q = proposed[place], drafted[place]
+            # u q >= p rejects, without a division: q may be tiny, and p = 0 is always rejected.
             if float(torch.rand(1, generator=generator, device=p.device)) * float(q[token]) >= float(p[token]):
                 rest = (p - q).clamp(min=0)
                 p = rest if bool(rest.any()) else p  # equal but for rounding
@@ -145,6 +150,7 @@ class Reader:
         """Go on after `tokens`: what was read beside them is forgotten."""
         text = [*self.pending, *tokens]
         same = 0
+        # The cache is cut back to the longest common start, not read again.
         while same < min(len(text), len(self.tried)) and text[same] == self.tried[same]:
             same += 1
         self.texts.keep(self.start, _row(self.tried, self), same)

@@ -44,6 +44,7 @@ def alias_table(signs: Any, axes: Sequence[Any]) -> list[str]:
     groups: list[tuple[Any, list[str]]] = []
     for name, column in effects.items():
         for first, names in groups:
+            # Columns of -1 and 1 are equal up to the sign if their mean product is 1 or -1.
             product = float(first @ column) / len(column)
             if abs(abs(product) - 1) < 1e-9:
                 names.append(name if product > 0 else f"-{name}")
@@ -68,18 +69,22 @@ def augmented(rows: Sequence[Sequence[int]], levels: Sequence[int], count: int) 
 
     taken = {tuple(row) for row in rows}
     total = math.prod(levels)
+    # A fixed seed: a resumed sweep must find the same arms.
     numbers = range(total) if total <= CANDIDATES else random.Random(0).sample(range(total), CANDIDATES)
     pool = [row for row in (tuple(map(int, np.unravel_index(n, tuple(levels)))) for n in numbers) if row not in taken]
     if not count or not pool:
         return []
     known, prior = _columns(np.array(rows), levels)
     candidates, _ = _columns(np.array(pool), levels)
+    # 1e-6 makes the matrix regular where the design cannot tell two main effects apart.
     inverse = np.linalg.inv(known.T @ known + np.diag(prior) + 1e-6 * np.eye(len(prior)))
     found: list[list[int]] = []
     for _ in range(min(count, len(pool))):
+        # Rounded, so that ties are decided by the order of the pool and not by the last bits of a platform's algebra.
         gains = np.einsum("ij,jk,ik->i", candidates, inverse, candidates).round(9)
         gains[[pool.index(tuple(row)) for row in found]] = -1.0
         x = candidates[best := int(gains.argmax())]
+        # Sherman-Morrison: one more row is a rank-one change of X'X.
         inverse = inverse - np.outer(inverse @ x, x @ inverse) / (1 + x @ inverse @ x)
         found.append(list(pool[best]))
     return found
@@ -89,6 +94,7 @@ def _columns(rows: Any, levels: Sequence[int]) -> tuple[Any, Any]:
     """(columns of mean, main effects and two-way interactions; prior precision of each column)."""
     import numpy as np
 
+    # Sum-to-zero coding: effects are differences from the mean of all levels, and the columns of an axis are symmetric.
     main = [np.vstack([np.eye(n - 1), -np.ones((1, n - 1))])[rows[:, i]] for i, n in enumerate(levels)]
     pairs = [
         (a[:, :, None] * b[:, None, :]).reshape(len(rows), -1) for a, b in itertools.combinations(main, 2)

@@ -44,6 +44,7 @@ class OneAtATime:
         self.axes, self.baseline = axes, baseline
 
     def count(self) -> int:
+        # The baseline's own value is not run again.
         return 1 + sum(len(axis.values) - (self.baseline[axis.key] in axis.values) for axis in self.axes)
 
     def arms(self) -> Iterable[Arm]:

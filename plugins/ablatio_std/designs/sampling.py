@@ -41,6 +41,7 @@ class Random:
                 yield {axis.key: axis.at(generator.random()) for axis in self.axes}
             return
         # A combination is numbered in mixed radix, so that none of them has to be enumerated.
+        # Sorted, so that arms that share their first values stand together in the tables.
         for number in sorted(generator.sample(range(self.total), self.runs)):
             arm = {}
             for axis in reversed(self.axes):
@@ -74,4 +75,5 @@ class LatinHypercube:
         if not self.axes:
             return
         for row in tables().lhs(len(self.axes), samples=self.runs, seed=self.seed):
+            # at() takes numbers below 1.
             yield {axis.key: axis.at(min(float(u), 1 - 1e-12)) for axis, u in zip(self.axes, row, strict=True)}

@@ -32,6 +32,7 @@ class PlackettBurman:
         foldover: Annotated[bool, "add each arm with all values switched"] = False,
     ):
         check_two_levels("plackett_burman", axes)
+        # N - 1 columns: N must be larger than the number of axes, and a multiple of 4.
         smallest = 4 * (len(axes) // 4 + 1)
         self.axes, self.foldover, self.runs = axes, foldover, runs or smallest
         if self.runs % 4 or not smallest <= self.runs <= MAX_ROWS:
@@ -137,8 +138,10 @@ class Fractional:
         named = [name.lstrip("-").split(" x ") for line in self.aliases() for name in line.split(" = ")]
         if self.foldover is not None or not named:
             return {}
+        # An aliased main effect is the worse case, and folding over all axes frees all of them.
         if any(len(keys) == 1 for keys in named):
             return {"design.foldover": "all"}
+        # Folding over one axis frees it and its interactions: the axis in most aliases frees most.
         often = Counter(key for keys in named for key in keys)
         return {"design.foldover": max(often, key=lambda key: often[key])}
 
@@ -169,6 +172,7 @@ class Orthogonal:
     def _smallest_array(self) -> list[list[int]]:
         """Indices of values, for each arm and axis, from the smallest array of pyDOE3 with fitting columns."""
         doe = tables()
+        # The first array that fits is then the smallest.
         arrays = sorted((doe.get_orthogonal_array(name) for name in doe.list_orthogonal_arrays()), key=len)
         for array in arrays:
             unused = {i: len(set(column)) for i, column in enumerate(array.T)}  # column -> number of its levels

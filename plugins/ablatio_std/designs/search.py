@@ -18,12 +18,14 @@ from ablatio_std.designs.sampling import Random
 def best(told: Sequence[TrialResult], count: int) -> list[Arm]:
     """Return the `count` different arms with the lowest finite losses."""
     ordered = sorted((t for t in told if math.isfinite(t.loss)), key=lambda t: t.loss)
+    # A sampler may propose an arm twice; each survives once.
     unique = {tuple(t.ask.arm.items()): t.ask.arm for t in ordered}
     return list(itertools.islice(unique.values(), count))
 
 
 def finals(told: Sequence[TrialResult], trials: Sequence[TrialResult], survivors: int) -> list[Trial]:
     """Return the final trials of the `survivors` best arms; none if `told` has final trials already."""
+    # Finals were asked for already: a resumed sweep must not ask again.
     if any(t.ask.final for t in told):
         return []
     return [Trial(arm, final=True) for arm in best(trials, survivors)]
@@ -64,7 +66,9 @@ class Halving:
         rung = [t for t in trials if t.ask.share == share]
         if share == 1.0:
             return finals(told, rung, self.survivors)
-        next_share = min(1.0, share * self.eta)
+        # Products of a share such as 1/9^5 end just below 1; a rung for the rest would drop arms once more.
+        next_share = share * self.eta if share * self.eta < 1 - 1e-9 else 1.0
+        # Arms that diverged have no finite loss and drop out here, whatever their number.
         return [Trial(arm, next_share) for arm in best(rung, math.ceil(len(rung) / self.eta))]
 
 

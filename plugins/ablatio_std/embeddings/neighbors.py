@@ -120,6 +120,7 @@ class NgramHash(nn.Module):
         count = k * (n - 1)
         self.lengths = [2 + i // k for i in range(count)]
         width, self.base = max(1, d_model // count), vocab_size
+        # Odd and different numbers of rows: n-grams that collide in one table seldom do in another.
         self.tables = nn.ModuleList(nn.Embedding(round(ratio * vocab_size) + 2 * i + 1, width) for i in range(count))
         self.projections = nn.ModuleList(nn.Linear(width, d_model, bias=False) for _ in range(count))
 
@@ -129,6 +130,8 @@ class NgramHash(nn.Module):
             rows: int = table.num_embeddings  # type: ignore[assignment]
             found = tokens
             for i, ids in enumerate(earlier[: length - 1], start=1):
+                # V^i modulo the rows first: the power overflows 64 bits for long n-grams, and the remainder is the
+                # same.
                 found = found + ids * (self.base**i % rows)
             x = x + project(table(found % rows))
         return x / (1 + len(self.tables))

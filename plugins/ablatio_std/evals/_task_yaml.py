@@ -102,6 +102,7 @@ class TaskYaml:
         return beside if beside.exists() else Path(name).expanduser()
 
     def _of_folder(self, folder: Path, split: str) -> list[Path]:
+        # `test.jsonl` and the shards `test-00000-of-00002.parquet`.
         found = sorted(f for f in folder.iterdir() if f.is_file() and f.name.split(".")[0].split("-")[0] == split)
         if not found:
             raise UserError(
@@ -134,6 +135,7 @@ class _Templates:
         from jinja2 import StrictUndefined
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        # StrictUndefined: a misspelled field is an error, where Jinja would write nothing.
         self.environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         self.environment.filters["regex_replace"] = _regex_replace
         self.compiled: dict[str, Any] = {}
@@ -206,4 +208,5 @@ def answers(targets: Any, choices: Sequence[str]) -> Iterator[str]:
     """Texts of the correct answers: a text, an index of the choices, or a list of them."""
     for target in targets if isinstance(targets, list) else [targets]:
         whole = isinstance(target, int) and not isinstance(target, bool)
+        # A bool is an int in Python, and `true` in YAML is a text here.
         yield choices[target] if whole and choices and 0 <= target < len(choices) else str(target)

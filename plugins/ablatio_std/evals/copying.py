@@ -24,6 +24,7 @@ class Copying:
     def items(self) -> Iterator[Item]:
         rng = draws("copying", self.seed)
         for number in range(self.count):
+            # From the second word on: nothing tells the first.
             words, at = rng.sample(WORDS, self.length), number % (self.length - 1) + 1
             prompt = f"{' '.join(words)}; {' '.join(words[:at])}"
             yield Item(str(number), prompt, words[at], room=8)

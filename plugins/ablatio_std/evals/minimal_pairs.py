@@ -104,6 +104,7 @@ class MinimalPairs:
         for number in range(self.count):
             name = self.paradigms[number % len(self.paradigms)]
             right, wrong = PARADIGMS[name](rng)
+            # Drawn, so that a model that always prefers the first scores 1/2.
             gold = rng.randrange(2)
             choices = (right, wrong) if gold == 0 else (wrong, right)
             yield Item(f"{name}/{number}", choices=choices, gold=gold, more={"paradigm": name})

@@ -32,6 +32,7 @@ class Addition:
         rng = draws("addition", self.seed)
 
         def number() -> int:
+            # The number of digits is drawn first: of uniform numbers nine of ten would have the most digits.
             size = rng.randint(1, self.digits)
             return rng.randrange(10 ** (size - 1) if size > 1 else 0, 10**size)
 
@@ -69,6 +70,7 @@ class Dyck:
         choices = tuple(BRACKETS[b] for b in opening)
         for number in range(self.count):
             word, stack = list[str](), list[str]()
+            # A word that is closed at this length goes on: the question needs an open bracket.
             while len(word) < self.length or not stack:
                 if not stack or (len(stack) < self.depth and rng.random() < 0.5):
                     stack.append(rng.choice(opening))

@@ -92,6 +92,7 @@ class TaskFile:
     def _examples(self, doc: Record, pool: list[Record], draws: random.Random, first: bool) -> list[Record]:
         """Examples for the prompt, without the item itself."""
         own = self.task.shown == self.task.evaluated
+        # One more than asked for, if the item itself may be among them: it is taken out below, as lm-eval does.
         need = self.shots + own
         if len(pool) < need:
             raise UserError(
@@ -118,6 +119,7 @@ class TaskFile:
             return Item(**common, choices=choices, gold=self._gold(doc, target, choices), delimiter=task.delimiter)
         texts = list(answers(target, choices))
         if task.output.startswith("loglikelihood"):
+            # A rolling likelihood is of a whole text from its beginning: there is no prompt.
             prompt = "" if task.output == "loglikelihood_rolling" else common["prompt"]
             return Item(**common | {"prompt": prompt}, target=texts[0], delimiter="")
         return Item(**common, target=texts[0].strip(), references=tuple(t.strip() for t in texts[1:]))
@@ -139,6 +141,7 @@ class TaskFile:
         found = literal(given, f"{self.task.path}: doc_to_choice") if given is not None else ()
         choices = tuple(map(str, found))
         target = self.task.field("doc_to_target", doc)
+        # A template writes text: "1" is an index and "[...]" a list.
         if isinstance(target, str) and ((target.isdigit() and choices) or (target[:1] == "[" and target[-1:] == "]")):
             target = literal(target, f"{self.task.path}: doc_to_target")
         return target, choices

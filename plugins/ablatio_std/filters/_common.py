@@ -29,6 +29,7 @@ def sentences(text: str) -> list[str]:
 
 def hash64(text: str) -> int:
     """BLAKE2b of a text with 64 bits: the same on every machine."""
+    # Not Python's hash(), which differs between processes.
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 

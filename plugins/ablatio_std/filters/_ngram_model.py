@@ -48,6 +48,8 @@ class NgramModel:
         found = self.tables[k][places].astype(np.float64)
         if leave_out:
             _, inverse, own = np.unique(places, return_inverse=True, return_counts=True)
+            # The text's own counts are among those of the table; without them its probability is that of an unseen
+            # text.
             found = np.maximum(0.0, found - own[inverse])
         return found
 
@@ -61,6 +63,7 @@ class NgramModel:
                 found.append(np.zeros(0, dtype=np.int64))
                 continue
             with np.errstate(over="ignore"):
+                # Each k-gram's hash is made of that of its first k - 1 bytes, so all orders cost one pass each.
                 key = mixed(key[: len(raw) - k + 1] * np.uint64(257) + raw[k - 1 :] + np.uint64(1), k)
             found.append((key % np.uint64(self.size)).astype(np.int64))
         return found

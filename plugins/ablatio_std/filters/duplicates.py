@@ -98,11 +98,13 @@ class DedupDocument:
             self.exact.add(int(measure[0]))
             return Verdict(None, "exact duplicate") if known else Verdict(text)
         keys = [(band, measure[band * self.rows : (band + 1) * self.rows].tobytes()) for band in range(self.bands)]
+        # Candidates by bands, and then the whole signatures: a band alone agrees by chance in a large corpus.
         near = sorted({number for key in keys for number in self.index.get(key, ())})
         if any(float((self.signatures[n] == measure).mean()) >= self.similarity for n in near):
             return Verdict(None, "near duplicate")
         for key in keys:
             self.index.setdefault(key, []).append(len(self.signatures))
+        # Only of documents that stay: a chain of near copies is compared with its first, not with its last.
         self.signatures.append(measure)
         return Verdict(text)
 
@@ -145,6 +147,7 @@ class DedupDataset:
 
     def measure(self, text: str) -> float:
         """Share of the document's n-grams that are held out."""
+        # Different n-grams: a phrase that a document repeats counts once.
         found = np.unique(self._grams(text))
         return float(np.isin(found, self.held_out).mean()) if len(found) else 0.0
 

@@ -88,6 +88,7 @@ class LinearModel:
 
     def fit(self, good: Sequence[str], bad: Sequence[str]) -> None:
         """Learn p = 1 for good and 0 for bad texts; both classes have the same weight."""
+        # In the order of hashes: classes are mixed, and the result does not depend on the order of the files.
         examples = sorted((hash64(f"{label}{text}"), label, text) for label, of in ((1, good), (0, bad)) for text in of)
         rows = [(features(text), label) for _, label, text in examples]
         share = {1: len(rows) / (2 * len(good)), 0: len(rows) / (2 * len(bad))}
@@ -106,7 +107,9 @@ class LinearModel:
         return self._probability(features(text))
 
     def _probability(self, places: NDArray[np.int64]) -> float:
+        # Divided by the root of their number, so that long texts are not surer than short ones.
         logit = self.bias + float(self.weights[places].sum()) / math.sqrt(max(1, len(places)))
+        # Beyond 60 the probability is 0 or 1 in float64, and exp would overflow at 710.
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
 
 
@@ -162,6 +165,7 @@ class Classifier:
         if self.pareto is None:
             kept = measure >= self.least
         else:
+            # In (0, 1]: 0 has no finite power.
             uniform = (hash64(text) + 1) / 2.0**64
             kept = uniform ** (-1 / self.pareto) - 1 > 1 - measure  # Lomax, as numpy.random.pareto draws
         return Verdict(text) if kept else Verdict(None, "unlike good text")
@@ -245,6 +249,7 @@ class Difficulty(Between):
         if self.by == "readability":
             syllables = sum(map(_syllables, found))
             return 0.39 * len(found) / max(1, len(sentences(text))) + 11.8 * syllables / len(found) - 15.59
+        # A held-out word that training never had counts as seen once.
         return sum(-math.log(max(1, self.counts[w]) / max(1, self.total)) for w in found) / len(found)
 
 
@@ -281,6 +286,7 @@ class Coreset:
         counts = Counter(words(text))
         total = np.zeros(DIMENSIONS)
         for word, count in counts.items():
+            # A bit of the hash is the word's random sign in a dimension: no table of words is kept.
             bits = np.uint64(hash64(f"{self.seed} {word}")) >> np.arange(DIMENSIONS, dtype=np.uint64) & np.uint64(1)
             total += math.log1p(count) * (2.0 * bits - 1)
         return hash64(f"{self.seed} {text}"), (total / max(1e-12, float(np.linalg.norm(total)))).tolist()
@@ -318,5 +324,6 @@ def _herding(points: NDArray[np.float64], count: int) -> list[int]:
     for _ in range(count):
         chosen.append(int(np.where(free, points @ lacking, -np.inf).argmax()))
         free[chosen[-1]] = False
+        # The sum of the means so far less the sum of the chosen: what herding maximizes the product with.
         lacking = lacking + mean - points[chosen[-1]]
     return chosen

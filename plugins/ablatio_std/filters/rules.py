@@ -57,6 +57,7 @@ class Statistics:
 
     def _rules(self, text: str) -> Iterator[tuple[bool, str]]:
         tokens = text.split()
+        # Gopher counts words, so a lone dash or bullet is none.
         spoken = [token for token in tokens if any(c.isalnum() for c in token)]
         yield len(spoken) < self.words[0], "too few words"
         yield len(spoken) > self.words[1], "too many words"
@@ -113,6 +114,7 @@ def _in_duplicates(tokens: Sequence[str], n: int) -> int:
     while i <= len(tokens) - n:
         gram = "".join(tokens[i : i + n])
         known = gram in seen
+        # Past a repeated n-gram by its length: its characters count once.
         total, i = (total + len(gram), i + n) if known else (total, i + 1)
         seen.add(gram)
     return total
@@ -257,6 +259,7 @@ def probabilities(text: str) -> dict[str, float]:
     scores = {name: sum(1 / _SHARED[t] for t in tokens if t in found) for name, found in _WORDS_OF.items()}
     letters = sum(c.isalpha() for c in text)
     counts = {name: len(pattern.findall(text)) for name, pattern in _LETTERS_OF.items()}
+    # Kana is Japanese alone, and its Chinese characters belong to it; a few kana in a Chinese text are quotations.
     if counts["ja"] * 20 > counts["zh"]:
         counts["ja"], counts["zh"] = counts["ja"] + counts["zh"], 0
     # A function word is about every third word of a text, and these scripts have no other evidence.

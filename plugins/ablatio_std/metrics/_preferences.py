@@ -22,6 +22,7 @@ def judged_better(judge: Respond, item: Item, answer: str, other: str) -> float:
         text = QUESTION.format(question=item.question or item.prompt, first=pair[0], second=pair[1])
         first, second = (r.logp for r in judge([Likelihood(text, word) for word in PLACES]))
         gap = (first - second) * (1 if place == 0 else -1)
+        # exp(700) is near the largest float: below it the probability is 0.
         found += 0.5 * (1.0 / (1.0 + math.exp(-gap)) if gap > -700 else 0.0)
     return found
 

@@ -16,6 +16,8 @@ LIMITER = """\
 import os, resource, sys
 seconds, megabytes, file_bytes = map(int, sys.argv[1:4])
 try:
+    # A new network namespace has no interfaces; it needs a user namespace where the user is not root. Some systems
+    # forbid both: the other limits still hold.
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
 except (AttributeError, OSError):
     pass
@@ -37,11 +39,13 @@ def runs(program: str, *, seconds: int, megabytes: int) -> bool:
         (folder / "program.py").write_text(program, encoding="utf-8", errors="replace")
         (folder / "limits.py").write_text(LIMITER, encoding="utf-8")
         limits = map(str, (seconds, megabytes, FILE_BYTES))
+        # A new session, so that the whole process group can be killed, children included.
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", "limits.py", *limits], cwd=folder, env={}, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
+            # One second more than the limit on CPU time, which does not count sleep.
             return process.wait(seconds + 1) == 0
         except subprocess.TimeoutExpired:
             return False

@@ -68,6 +68,7 @@ class AnswerParse:
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         found = self.parsed(responses[0].texts[0])
+        # Correct answers are parsed too: data such as GSM8K holds the steps before the answer.
         right = found is not None and any(self._equal(found, self.parsed(t) or t) for t in item.correct_answers)
         return {"exact": float(right), "parsed": float(found is not None)}
 
@@ -81,6 +82,7 @@ class AnswerParse:
             return next((line.strip() for line in rest.splitlines() if line.strip()), None)
         if self.find == "number":
             numbers = NUMBER.findall(rest)
+            # Without a marker a text ends with its answer; after a marker more text may follow it.
             return numbers[0 if announced else -1].replace(",", "") if numbers else None
         if self.find == "letter":
             return letter[1] if (letter := LETTER.search(rest)) else None

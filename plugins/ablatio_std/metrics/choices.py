@@ -18,6 +18,7 @@ def _asked(item: Item, form: str) -> list[Request]:
         return [Likelihood(item.prompt, item.continued(choice)) for choice in item.choices]
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
     prompt = "\n".join(filter(None, (item.prompt, listed, "Answer:")))
+    # With the space, as a letter follows "Answer:" in text.
     return [Likelihood(prompt, f" {letter}") for letter in LETTERS[: len(item.choices)]]
 
 
@@ -60,6 +61,7 @@ class LikelihoodChoice:
             "acc_bytes": [len(text.encode("utf-8", "replace")) for text in written],
             "acc_tokens": [len(r.logps) for r in responses],
         }
+        # lm-eval's accuracies, which differ only in what a choice's log-likelihood is divided by.
         picked = {
             name: _best([logp / max(1, size) for logp, size in zip(logps, by, strict=True)])
             for name, by in sizes.items()
@@ -96,5 +98,6 @@ class Calibration:
 
         confidence = torch.tensor([s.values["confidence"] for s in scored], dtype=torch.float64)
         correct = torch.tensor([int(s.values["correct"]) for s in scored])
+        # The library's bins are equal in width, as in the paper.
         ece = float(binary_calibration_error(confidence, correct, n_bins=self.bins, norm="l1"))
         return {"ece": ece, "brier": math.fsum(s.values["brier"] for s in scored) / len(scored)}

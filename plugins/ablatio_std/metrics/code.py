@@ -55,4 +55,5 @@ class PassAtK:
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """1 - C(n - c, k) / C(n, k) for c of n samples that pass."""
+    # Integers of any size: products of floats lose digits for large n. comb is 0 where fewer than k fail.
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)

@@ -106,8 +106,10 @@ class Elo(_Compared):
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         answers = [responses[0].texts[0].strip(), *(self.answer_of(run, item) for run in self.against)]
         won = {f"{i}/{j}": self.preferred(item, answers[i], answers[j]) for i in range(len(answers)) for j in range(i)}
+        # won["i/0"] is a win of player i over the model, which is player 0.
         own = [1.0 - value for name, value in won.items() if name.endswith("/0")]
         wins = math.fsum(own) / len(own)
+        # The share stands for elo here, as a rating needs all items: `summary` computes it from the comparisons.
         return {"elo": wins, "wins": wins} | won
 
     def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
@@ -126,6 +128,7 @@ def ratings(won: Sequence[Sequence[float]], steps: int = 10_000, tolerance: floa
     strength_i <- wins_i / sum_j games_ij / (strength_i + strength_j)  (Hunter 2004, doi:10.1214/aos/1079120141)
     """
     n = len(won)
+    # Half a win and half a loss more for each pair: a player that wins all games would have an infinite rating.
     games = [[won[i][j] + won[j][i] + 1.0 if i != j else 0.0 for j in range(n)] for i in range(n)]
     wins = [math.fsum(won[i][j] + 0.5 for j in range(n) if j != i) for i in range(n)]
     strength = [1.0] * n
@@ -133,6 +136,7 @@ def ratings(won: Sequence[Sequence[float]], steps: int = 10_000, tolerance: floa
         new = [
             wins[i] / math.fsum(games[i][j] / (strength[i] + strength[j]) for j in range(n) if j != i) for i in range(n)
         ]
+        # Ratings are known up to a constant: the geometric mean 1 makes their mean 0.
         scale = math.exp(math.fsum(map(math.log, new)) / n)
         new = [s / scale for s in new]
         moved = max(abs(a / b - 1) for a, b in zip(new, strength, strict=True))

@@ -47,6 +47,7 @@ class Contamination:
 
     def _grams(self, item: Item) -> list[tuple[str, ...]]:
         words = _words(f"{item.question or item.prompt} {item.correct or ''}")
+        # An item shorter than n words is one n-gram; without it short items would all be clean.
         return list(_windows(words, min(self.n, len(words)))) if words else []
 
     def _in_training_text(self) -> set[tuple[str, ...]]:
@@ -54,6 +55,7 @@ class Contamination:
         for text in self.texts("train"):
             words = _words(text)
             for n, wanted in self.wanted.items():
+                # Only n-grams of the items are kept, so that memory does not grow with the training text.
                 found |= wanted.intersection(_windows(words, n))
         return found
 

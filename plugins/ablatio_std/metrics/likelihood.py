@@ -37,10 +37,12 @@ class Perplexity:
 
     def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
         found = [s.responses[0] for s in scored]
+        # Sums over all items first: a mean of the items' means would weight short answers more.
         nats, tokens = -math.fsum(r.logp for r in found), max(1, sum(len(r.logps) for r in found))
         bits = nats / math.log(2) / max(1, sum(r.bytes for r in found))
         values = {"perplexity": math.exp(min(nats / tokens, LARGEST)), "loss": nats / tokens, "bits_per_byte": bits}
         for number, name in enumerate(QUARTERS):
+            # Integer division: the quarters of any length follow one another without gap or overlap.
             parts = [r.logps[len(r.logps) * number // 4 : len(r.logps) * (number + 1) // 4] for r in found]
             count = sum(map(len, parts))
             values[name] = -math.fsum(x for part in parts for x in part) / count if count else nats / tokens

@@ -41,6 +41,7 @@ class Bleu(_Generated):
         self.settings: dict[str, Any] = {"n_gram": n_gram, "tokenize": tokenize, "lowercase": lowercase}
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
+        # Smoothed, since a short answer without a common 4-gram would have the value 0.
         return {"bleu": self._bleu([_answer(responses)], [list(item.correct_answers)], smooth=True)}
 
     def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
@@ -49,6 +50,7 @@ class Bleu(_Generated):
     def _bleu(self, answers: list[str], references: list[list[str]], *, smooth: bool) -> float:
         from torchmetrics.functional.text import sacre_bleu_score
 
+        # torchmetrics can return 1 + rounding.
         return min(1.0, float(sacre_bleu_score(answers, references, smooth=smooth, **self.settings)))
 
 

@@ -67,6 +67,7 @@ class PromptSpread:
 
     def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
         names = [f"form{i}" for i in range(len(self.prompts))]
+        # The spread of the means over items, not the mean of the items' spreads, which is large for any noisy item.
         return _spread([math.fsum(s.values[name] for s in scored) / len(scored) for name in names])
 
 

@@ -56,6 +56,7 @@ class Proportional:
         *,
         cap: Annotated[float | None, Positive, "most tokens that a source counts with; null: all"] = None,
     ) -> None:
+        # The cap keeps a huge source from taking all: above it, sources count alike.
         self.sizes = {pool.name: min(float(pool.tokens), cap or float("inf")) for pool in pools}
 
     def shares(self) -> Mapping[str, float]:

@@ -52,6 +52,8 @@ class Target:
         bags = {pool.name: list(self._bags(pool.texts)) for pool in self.pools}
         sizes = {pool.name: float(pool.tokens) for pool in self.pools}
         p = self._distribution([*self._bags(target.held_out)])
+        # By the tokens of the sources, not of the documents read: each source is sampled with the same number of
+        # documents.
         q = sum(sizes[name] * self._distribution(found) for name, found in bags.items()) / sum(sizes.values())
         ratio = np.log(p) - np.log(q)
         weights = {
@@ -65,7 +67,9 @@ class Target:
         """Features of the first documents with words, one array each."""
         left = self.documents
         for text in texts:
-            if left and len(found := self._features(text)):
+            if not left:
+                return
+            if len(found := self._features(text)):
                 left -= 1
                 yield found
 
@@ -77,6 +81,7 @@ class Target:
 
     def _distribution(self, bags: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
         """Frequencies of the features, each counted once more than it occurs."""
+        # One more than counted, so that no feature has the probability 0 and an infinite ratio.
         counts = np.ones(self.buckets)
         for bag in bags:
             counts += np.bincount(bag, minlength=self.buckets)
@@ -120,9 +125,13 @@ class DoReMi:
         alpha, mean = torch.full((len(names),), 1 / len(names)), torch.zeros(len(names))
         for step in range(self.model["steps"]):
             rows = [proxy.rows(name, max(1, self.batch // len(names))) for name in names]
+            # Clipped token by token, as in the paper: easy tokens below the reference do not pay for hard ones.
             excess = [(proxy.token_losses(r) - reference.token_losses(r)).clamp(min=0).mean() for r in rows]
             alpha = reweighted(alpha, torch.stack(excess), self.eta, self.smoothing)
+            # The weights of this step act on the same rows, without a gradient through them.
             losses = torch.stack([proxy.loss(r) for r in rows])
+            # Domains are drawn evenly and weighted by alpha in the loss, as in the paper: drawing by alpha would leave
+            # noisy excess losses of rare ones.
             proxy.update((alpha * losses).sum(), step)
             mean += alpha / self.model["steps"]
         found = (mean.double() / mean.double().sum()).tolist()
@@ -131,6 +140,7 @@ class DoReMi:
 
 def reweighted(alpha: torch.Tensor, excess: torch.Tensor, eta: float, smoothing: float) -> torch.Tensor:
     """One exponentiated-gradient step of the domain weights: (k,), (k,) -> (k,)."""
+    # The maximum cancels in the normalization and keeps exp from overflowing.
     moved = alpha * torch.exp(eta * (excess - excess.max()))
     return (1 - smoothing) * moved / moved.sum() + smoothing / len(alpha)
 
@@ -183,7 +193,9 @@ class RegMix:
     def _draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
         """Random mixtures: (count, S)."""
         sizes = np.asarray([pool.tokens for pool in self.pools], dtype=np.float64)
+        # Log-uniform: mixtures near a single source and mixtures near the sizes are drawn alike.
         strengths = np.exp(rng.uniform(math.log(0.1), math.log(5.0), count)) * len(sizes)
+        # Dirichlet parameters must be positive: a tiny source has almost none.
         return np.asarray([rng.dirichlet(np.maximum(1e-3, s * sizes / sizes.sum())) for s in strengths])
 
     def _loss(self, shares: NDArray[np.float64]) -> float:
@@ -202,6 +214,8 @@ def regression(x: NDArray[np.float64], y: NDArray[np.float64], features: str, ri
 
     rows = expanded(x)
     center, level = rows.mean(0), y.mean()
+    # Centered, so that the constant has no penalty. Shares sum to 1, so without a ridge the matrix is singular: at
+    # least 1e-12.
     gram = (rows - center).T @ (rows - center) + max(ridge, 1e-12) * np.eye(rows.shape[1])
     weights = np.linalg.solve(gram, (rows - center).T @ (y - level))
     return lambda shares: level + (expanded(shares) - center) @ weights

@@ -40,6 +40,7 @@ class Canon(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
         self.inner_norm = inner_norm(d_ff) if inner_norm else None
         self.on_input = ShortConv(d_model, conv) if on != "inner" else None
+        # Gate and up are convolved as one tensor: one call, and the convolution is depthwise anyway.
         self.on_inner = ShortConv(d_ff * (1 + gated), conv) if on != "input" else None
         for module in (self.on_input, self.on_inner):
             if module is not None:

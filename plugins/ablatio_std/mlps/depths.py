@@ -43,6 +43,7 @@ class MixtureOfDepths(nn.Module):
         r = self.router(x)[..., 0]  # (B, T)
         index = self._chosen(r, ctx)  # (M,)
         flat = x.flatten(0, 1)
+        # Times r, so that the router gets a gradient through the chosen tokens.
         y = self.inner(flat[index], ctx) * r.flatten()[index, None].to(x.dtype)
         return torch.zeros_like(flat, dtype=y.dtype).index_add(0, index, y).view_as(x)
 
@@ -52,10 +53,13 @@ class MixtureOfDepths(nn.Module):
         if is_meta_tensor(r):
             return torch.empty(count * len(r), dtype=torch.long, device=r.device)
         if not self.training:
+            # A top-k would look at later tokens, which decoding does not have.
             return (r.flatten() > 0).nonzero()[:, 0]
         real = None if ctx.segments is None else ctx.segments >= 0
+        # Padding would take places from tokens.
         best = (r if real is None else r.masked_fill(~real, float("-inf"))).topk(count, dim=1).indices  # (B, count)
         wanted = torch.zeros_like(r).scatter(1, best, 1.0)
+        # With r not detached, as in the paper: the loss also moves the features towards a choice that can be told.
         wrong = F.binary_cross_entropy_with_logits(r, wanted, reduction="none")
         ctx.add_loss("train/depth_router", self.router_loss * token_mean(wrong[..., None], real)[0])
         return (best + r.shape[1] * torch.arange(len(r), device=r.device)[:, None]).flatten()

@@ -63,12 +63,14 @@ class ExpertChoice(nn.Module):
         if is_meta_tensor(probs):
             pairs = round(self.share * count * document.numel())
             return document.new_empty(pairs), document.new_empty(pairs)
+        # Stable, so that equal probabilities keep the order of the tokens on every device.
         best = probs.argsort(dim=1, descending=True, stable=True)  # (B, T, E)
         # A token's place among those of its document, in this order, is its rank for the expert.
         by_rank = document[..., None].expand_as(best).gather(1, best).transpose(1, 2).flatten(0, 1)  # (B * E, T)
         ranks = positions_in_documents(by_rank).unflatten(0, (-1, count)).transpose(1, 2)  # (B, T, E)
         rank = torch.empty_like(best).scatter(1, best, ranks)
         sizes = (document[:, :, None] == document[:, None, :]).sum(-1)  # (B, T), length of each token's document
+        # float64 and rounded up: a document of any length gives each expert at least one token.
         capacity = (sizes.double() * self.share).ceil()[..., None]
         token, expert = ((rank < capacity) & (document >= 0)[..., None]).flatten(0, 1).nonzero(as_tuple=True)
         return token, expert
@@ -100,9 +102,13 @@ class SoftMoE(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         document = document_ids(x, ctx)
+        # Unit vectors, as in the paper's appendix: with growing D the unnormalized logits would make both softmaxes
+        # one-hot.
         logits = F.linear(F.normalize(x, dim=-1), self.scale * F.normalize(self.slots.weight, dim=-1))  # (B, T, S)
         n_documents = 1 if ctx.segments is None else int(document.max()) + 1
         inside = document[:, None, :] == torch.arange(n_documents, device=x.device)[:, None]  # (B, documents, T)
+        # finfo.min instead of -inf: a document number that a row does not have has only masked tokens, and would be
+        # NaN.
         masked = logits.transpose(1, 2)[:, None].masked_fill(~inside[:, :, None], torch.finfo(logits.dtype).min)
         slots = torch.einsum("bnst,btd->bnsd", masked.softmax(-1).to(x.dtype), x)  # (B, documents, S, D)
         expert = torch.arange(self.experts.experts, device=x.device).repeat_interleave(self.count)  # (S,)

@@ -32,6 +32,7 @@ class ExpertLinear(nn.Module):
     def __init__(self, experts: int, width: int, out: int, bias: bool) -> None:
         super().__init__()
         self.fans = (out, width)
+        # torch's initial values of a linear layer of this width, for each expert.
         self.weight = nn.Parameter(torch.empty(experts, out, width).uniform_(-(width**-0.5), width**-0.5))
         self.bias = nn.Parameter(torch.zeros(experts, out)) if bias else None
 
@@ -125,6 +126,7 @@ def _sort_by_expert(chosen: Tensor, experts: int, *, read: bool = True) -> tuple
     n = len(chosen)
     if is_meta_tensor(chosen):  # a meta tensor has no loads: count even ones
         return chosen, [n // experts + (i < n % experts) for i in range(experts)], n
+    # A cumulative sum of one-hot rows numbers the rows of each expert: a stable sort without a sort.
     hot = F.one_hot(chosen, experts)  # (M, E)
     sizes = (hot.sum(0) + BLOCK - 1) // BLOCK * BLOCK  # (E,)
     earlier = hot.cumsum(0).gather(1, chosen[:, None])[:, 0] - 1  # (M,), rows of the same expert before this one
@@ -133,6 +135,7 @@ def _sort_by_expert(chosen: Tensor, experts: int, *, read: bool = True) -> tuple
     if read:
         loads = sizes.tolist()
         return slot, loads, sum(loads)
+    # Each expert pads fewer than BLOCK rows.
     most = -(-(n + experts * (BLOCK - 1)) // BLOCK) * BLOCK
     return slot, torch.cat([ends[:-1], ends.new_full((1,), most)]).int(), most
 

@@ -30,6 +30,7 @@ class ProductKeys(nn.Module):
         self.heads, self.top_k, self.fans = heads, top_k, (keys, width)
         self.q_proj = nn.Linear(d_model, heads * 2 * width, bias=False)
         self.keys = nn.Parameter(torch.randn(2 * heads, keys, width) * width**-0.5)
+        # Rows of about length 1, as in the authors' code.
         self.values = nn.Parameter(torch.randn(keys**2, d_model) * d_model**-0.5)
         self.idle_parameters = max(0, keys**2 - heads * top_k) * d_model
 
@@ -41,10 +42,12 @@ class ProductKeys(nn.Module):
         (first, a), (second, b) = (
             h.topk(min(self.top_k, keys), dim=-1) for h in halves.unflatten(0, (-1, 2)).unbind(1)
         )
+        # top_k^2 sums instead of n^2 scores: a value outside the best top_k of a half has top_k values above it.
         sums = (first[..., :, None] + second[..., None, :]).flatten(-2)
         scores, best = sums.to(self.values.dtype).topk(self.top_k, dim=-1)  # (H, B * T, top_k)
         index = (a[..., :, None] * keys + b[..., None, :]).flatten(-2).gather(-1, best)
         index, shares = (t.transpose(0, 1).flatten(1) for t in (index, scores.softmax(-1)))  # (B * T, H * top_k)
+        # Reads and sums the values in one kernel, without a copy (B T, H top_k, D).
         read = F.embedding_bag(index, self.values, per_sample_weights=shares.to(self.values.dtype), mode="sum")
         return read.view(x.shape).to(x.dtype)
 

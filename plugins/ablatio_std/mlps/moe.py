@@ -88,10 +88,13 @@ class TokenChoice(nn.Module):
         scores = self.scores(logits)
         ranking = scores if self.balance_bias is None else self.balance_bias(scores)
         chosen = ranking.topk(self.top_k, dim=-1).indices  # (B, T, k)
+        # From the scores without the bias: it balances the choice and must not change the outputs.
         gates = scores.gather(-1, chosen)  # (B, T, k)
         if self.normalize:
             gates = normalize_gates(gates)
         if self.training:
+            # A dropped assignment has the gate 0: its expert still computes it, which keeps shapes independent of the
+            # loads.
             gates = gates * self._training_step(logits, scores, chosen, ctx).to(gates.dtype)
         y = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), gates.flatten(0, 1)).view_as(x)
         if self.shared is not None:
@@ -101,8 +104,10 @@ class TokenChoice(nn.Module):
     def _training_step(self, logits: Tensor, scores: Tensor, chosen: Tensor, ctx: Context) -> Tensor:
         """Record losses and measures of a training pass; return which assignments are kept: (B, T, k) bool."""
         count, real = self.experts.experts, None if ctx.segments is None else ctx.segments >= 0
+        # Of what was asked for, not of what was kept: a full expert would else seem balanced.
         share = load_shares(chosen, count, real)
         if self.balance:
+            # Scores are normalized for it, as sigmoid scores do not sum to 1.
             ctx.add_loss("train/moe_balance", self.balance * balance_loss(normalize_gates(scores), share, real))
         if self.z_loss:
             ctx.add_loss("train/moe_z", self.z_loss * z_loss(logits, real))
@@ -155,6 +160,7 @@ def moe(
         Router(wiring["d_model"], experts, jitter),
         top_k,
         scores=softmax,
+        # With one expert the normalized gate would be 1, and the router would have no gradient.
         normalize=top_k > 1,
         factor=capacity_factor,
         weights=(balance, z_loss),
@@ -198,6 +204,8 @@ def deepseek_moe(
         weights=(balance, 0.0),
         sparse_layers=wiring["n_layers"] - dense_layers,
         dropout=wiring["dropout"],
+        # Shared experts are one dense layer of their joint width: the same function in one product. Dropout acts on the
+        # sum.
         shared=build_dense(wiring | {"d_ff": shared * width, "dropout": 0.0}) if shared else None,
         bias=BalanceBias(experts, bias_rate) if bias_rate else None,
     )

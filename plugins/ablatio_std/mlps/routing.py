@@ -57,6 +57,7 @@ def load_shares(chosen: Tensor, experts: int, real: Tensor | None = None) -> Ten
     """
     hot = F.one_hot(chosen, experts).sum(-2)  # (B, T, E)
     counts = (hot if real is None else hot * real[..., None]).flatten(0, -2).sum(0)  # (E,)
+    # Of all ranks: the loss is not linear in f and P, and the mean of the ranks' losses would be another one.
     counts = ranks().total(counts)
     return counts / counts.sum().clamp(min=1)
 
@@ -67,6 +68,7 @@ def balance_loss(probs: Tensor, share: Tensor, real: Tensor | None = None) -> Te
     probs (B, T, E); share (E,); real (B, T), False for padding -> ().  Switch Transformer, equations 4 to 6.
     """
     mean = token_mean(probs, real)
+    # The share is a count and has no gradient; the mean probability has.
     return probs.shape[-1] * (share.to(mean.dtype) * mean).sum()
 
 
@@ -108,4 +110,5 @@ class BalanceBias(nn.Module):
     @torch.no_grad()
     def update(self, share: Tensor) -> None:
         """Move the bias against the load shares (E,) of this pass."""
+        # Only the sign, as in the paper: the step does not depend on the batch size.
         self.bias.add_(torch.sign(share.mean() - share).to(self.bias.dtype), alpha=self.rate)

@@ -36,6 +36,7 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def _normalize(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """Return RMSNorm of x, (..., D), and the factor r = 1 / sqrt(mean(x^2) + eps), (..., 1)."""
+    # vector_norm reads x once and holds no square of x; the steps after it are on (..., 1).
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
     r = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     y = x * r
@@ -52,6 +53,7 @@ class _FastRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         y, r = _normalize(x, weight, eps)
+        # x and r, not y: y is x r g, and g may be 0.
         ctx.save_for_backward(x, weight, r)
         ctx.eps = eps
         return y

@@ -36,6 +36,7 @@ def documents(tokens: Tensor, segments: Tensor | None) -> list[list[list[int]]]:
     for i, row in enumerate(tokens.tolist()):
         borders = [0, len(row)]
         if segments is not None:
+            # The borders of all documents of the row; its two ends are borders too.
             borders[1:1] = (segments[i].diff().nonzero().flatten() + 1).tolist()
         pieces = [row[a:b] for a, b in itertools.pairwise(borders)]
         rows.append([p for p in pieces if len(p) >= MIN_TOKENS] or [row])
@@ -50,9 +51,11 @@ def pack_pairs(
     Text that does not fit is cut from the row's end, so that a decoder-only model and an encoder-decoder see the same.
     """
     rows = [_fitting(found, longest, hide) for found in documents(tokens, segments)]
+    # A row with one document needs no mask, whose absence keeps the fast attention kernels.
     packed = segments is not None and any(len(row) > 1 for row in rows)
     source, source_segments, _ = _block([[p.source for p in row] for row in rows], eos)
     inputs, input_segments, real = _block([[p.inputs for p in row] for row in rows], eos)
+    # Padding is filled with eos, a valid id for the embedding; its weight is 0.
     targets, _, _ = _block([[p.targets for p in row] for row in rows], eos)
     scored, _, _ = _block([[_scored(p) for p in row] for row in rows], 0)
     whole = bool(real.all()) and bool((source_segments >= 0).all())
@@ -79,12 +82,14 @@ def _fitting(row: list[list[int]], longest: int, hide: Callable[[list[int]], Pai
     for document in row:
         pair = hide(document)
         while len(pair) > room and len(document) > MIN_TOKENS:
+            # Hidden anew from a shorter document: cutting the pair would leave spans in the source without a target.
             document = document[: max(MIN_TOKENS, len(document) - (len(pair) - room))]
             pair = hide(document)
         if len(pair) > room:
             break
         pairs.append(pair)
         room -= len(pair)
+    # A row is never empty: one document that is too long even at MIN_TOKENS stays.
     return pairs or [pair]
 
 

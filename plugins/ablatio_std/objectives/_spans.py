@@ -13,6 +13,7 @@ def spans_of(length: int, rate: float, mean: float, most: int, generator: torch.
     Hidden and visible tokens are each split at random into the same number of pieces, at most `most`; the pieces
     alternate, a visible one first, so that no two spans touch.
     """
+    # At least one token is hidden and one shown: without either there is nothing to predict, or to predict it from.
     hidden = min(max(round(length * rate), 1), length - 1)
     count = min(max(round(hidden / mean), 1), hidden, length - hidden, most)
     shown_parts = _cut(length - hidden, count, generator)
@@ -26,6 +27,7 @@ def spans_of(length: int, rate: float, mean: float, most: int, generator: torch.
 
 def _cut(total: int, count: int, generator: torch.Generator) -> list[int]:
     """Split `total` into `count` positive integers, uniformly over all such sums."""
+    # Distinct inner borders: every piece has at least one token.
     inner = (torch.randperm(total - 1, generator=generator)[: count - 1].sort().values + 1).tolist()
     borders = [0, *inner, total]
     return [b - a for a, b in itertools.pairwise(borders)]

@@ -47,6 +47,7 @@ class MultiToken(NextToken):
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         example, length = super().__call__(tokens, segments, generator), tokens.shape[1] - 1
+        # Padded so that the last positions can be indexed too; `asked` gives what lies beyond the row no weight.
         row = F.pad(tokens, (0, self.ahead - 1))
         place = torch.arange(length)[:, None] + torch.arange(2, self.ahead + 1)  # (T, n)
         asked = (place <= length).expand(len(tokens), -1, -1)  # (B, T, n)
@@ -90,6 +91,7 @@ class FillInTheMiddle:
                 piece = self._reordered(row[a:b], generator)
                 reordered += piece
                 documents += [number] * len(piece)
+            # Rows keep their length, so that batches do: the marks push the end of the last document out.
             rows.append(reordered[: len(row)])
             numbers.append(documents[: len(row)])
         made = torch.tensor(rows)
@@ -98,11 +100,15 @@ class FillInTheMiddle:
 
     def _reordered(self, document: list[int], generator: torch.Generator) -> list[int]:
         draw, order = torch.rand(2, generator=generator).tolist()
+        # One draw decides each document, also where it stays as it is: the next one gets the same numbers at any rate.
         if draw >= self.rate or len(document) < 3:
             return document
         start, text = document[:1], document[1:]  # the token that opens a document stays in front
+        # Two different cuts: the middle has at least one token, prefix or suffix may be empty.
         a, b = sorted((torch.randperm(len(text) + 1, generator=generator)[:2]).tolist())
         prefix, middle, suffix = text[:a], text[a:b], text[b:]
         if order < self.spm:
+            # The prefix stands after <MID>, next to the middle that continues it: the paper's second SPM form, which
+            # shares its beginning with PSM.
             return [*start, self.before, self.after, *suffix, self.between, *prefix, *middle]
         return [*start, self.before, *prefix, self.after, *suffix, self.between, *middle]

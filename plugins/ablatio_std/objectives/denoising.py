@@ -114,6 +114,8 @@ class BlankInfilling:
             targets: list[int] = []
             for i in order:
                 span = document[spans[i][0] : spans[i][1]]
+                # Input and target of a span are shifted within it: the sentinel predicts the first token, the last
+                # token the end.
                 inputs += [marks[i], *span]
                 targets += [*span, self.eos]
             return Pair(without(document, spans, marks), inputs, targets)
@@ -134,6 +136,7 @@ class TextInfilling:
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         def hide(document: list[int]) -> Pair:
             spans = spans_of(len(document), self.rate, self.mean, len(document), generator)
+            # The target is the whole document: how many tokens a mask stands for has to be predicted as well.
             return Pair(without(document, spans, [self.mask] * len(spans)), *shifted_targets(self.eos, document))
 
         return pack_pairs(tokens, segments, self.eos, self.longest, hide)
@@ -151,6 +154,7 @@ class MixtureOfDenoisers:
 
     produces = "source and target"
     DENOISERS = (
+        # Mean span length and rate of table 1 of the paper; S has no spans.
         ("R", 3.0, 0.15), ("R", 8.0, 0.15), ("S", 0.0, 0.25),
         ("X", 3.0, 0.5), ("X", 8.0, 0.5), ("X", 64.0, 0.15), ("X", 64.0, 0.5),
     )  # fmt: skip
@@ -173,6 +177,7 @@ class MixtureOfDenoisers:
                 pair = continued(document, rate, self.eos, generator)
             else:
                 pair = corrupted(document, rate, mean, self.sentinels, self.eos, generator)
+            # After hiding, so that the token of the mode is never hidden.
             pair.source.insert(0, self.signs[mode])
             return pair
 
@@ -197,18 +202,21 @@ class MaskedLM:
         self.vocab_size, self.rate, self.masked, self.random = vocab_size, rate, masked, random
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        # The first token opens the row and is never predicted, as with `lm`: losses are means over the same tokens.
         targets = tokens[:, 1:]
         inputs, asked = self.hide(targets, generator)
         return Example(inputs, targets, asked.float(), None if segments is None else segments[:, 1:])
 
     def hide(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the inputs, and True for the tokens that are predicted: (B, T) each."""
+        # A fixed number for each row, not a draw for each token: every row has a loss, and its variance is smaller.
         count = max(1, round(self.rate * targets.shape[1]))
         chosen = torch.rand(targets.shape, generator=generator).argsort(dim=1)[:, :count]
         asked = torch.zeros(targets.shape, dtype=torch.bool).scatter(1, chosen, True)
         fate, other = torch.rand(targets.shape, generator=generator), torch.randint(
             self.vocab_size, targets.shape, generator=generator
         )  # fmt: skip
+        # vocab_size is the first id after the tokenizer's.
         inputs = targets.masked_fill(asked & (fate < self.masked), self.vocab_size)
         swapped = asked & (fate >= self.masked) & (fate < self.masked + self.random)
         return torch.where(swapped, other, inputs), asked
@@ -262,6 +270,7 @@ class UniLM(MaskedLM):
                     opened[row, start:end] = True
                 elif mode < self.both + self.source:
                     opened[row, start : start + max(1, round(at * (end - start)))] = True
+                # Half of what is left reads from left to right and needs no change.
                 elif mode >= (1 + self.both + self.source) / 2:
                     targets[row, start:end] = targets[row, start:end].flip(0)
         inputs, asked = self.hide(targets, generator)

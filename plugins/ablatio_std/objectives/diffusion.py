@@ -35,8 +35,12 @@ class MaskedDiffusion:
         names = documents + (documents.max() + 1) * torch.arange(len(tokens))[:, None]  # another one in each row
         found, number = names.unique(return_inverse=True)
         start = torch.rand((), generator=generator)
+        # One draw shifts an even grid over the batch: each t is uniform, and the variance of the bound is smaller than
+        # with independent draws (as in the authors' code).
         even = (start + torch.randperm(len(found), generator=generator) / len(found)) % 1
         t = (self.least + (1 - self.least) * even)[number]  # (B, T)
         hidden = torch.rand(targets.shape, generator=generator) < t
         inputs = targets.masked_fill(hidden, self.mask)
+        # 1 / t is the weight of the linear schedule alpha_t = 1 - t, -alpha'_t / (1 - alpha_t): with it the mean bounds
+        # -log p.
         return Example(inputs, targets, hidden / t, None if segments is None else documents)

@@ -42,6 +42,7 @@ class Distillation(NextToken):
     def loss(self, model: LanguageModel, example: Example) -> Loss:
         teacher = self.model.to(example.inputs.device)
         with torch.no_grad():
+            # Hidden states, not logits, are kept: linear_divergence forms the logits of both models by blocks.
             target = teacher.scaled(self.states_of(teacher, example)).flatten(0, 1)  # (B T, D of the teacher)
         weights = None if example.weights is None else example.weights.flatten()
         computed: list[Tensor] = []
@@ -106,6 +107,8 @@ def with_context(example: Example, context: Sequence[int], eos: int) -> tuple[Ex
         made, of, at = list[int](), list[int](), list[int]()
         for i, (token, segment) in enumerate(zip(tokens, segments, strict=True)):
             begins = segment != PADDING and (i == 0 or segment != segments[i - 1])
+            # eos opens a document and stays in front of the context: the student reads it too, and the positions of
+            # both begin with it.
             piece = [] if not begins else [token, *context] if token == eos else [*context, token]
             piece = piece or [token]
             made += piece

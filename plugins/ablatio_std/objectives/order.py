@@ -55,8 +55,10 @@ class TokenOrder(NextToken):
         known = (place <= length).expand_as(tokens)
         if example.segments is not None:  # the token before must be in the same document
             known = known & (example.segments[:, (place - 1).clamp(max=length - 1)] == example.segments[..., None])
+        # Lower triangle: token j of the window is compared with the tokens before it.
         nearer = torch.ones(self.window, self.window, dtype=torch.bool, device=device).tril(-1)
         repeats = ((tokens[..., :, None] == tokens[..., None, :]) & nearer).any(-1)
+        # From 0 instead of 1: softmax does not see a constant. The next token is always known, so no row is all -inf.
         distance = torch.arange(self.window, device=device).float().expand_as(tokens)
         shares = (-distance).masked_fill(~known | repeats, float("-inf")).softmax(-1)
         return tokens, shares if example.weights is None else shares * example.weights[..., None]
@@ -78,5 +80,6 @@ def order_loss(hidden: Tensor, matrix: Tensor, tokens: Tensor, shares: Tensor) -
         return -(logits.log_softmax(-1).gather(-1, wanted) * scale.to(total.dtype)).sum()
 
     for rows in (slice(start, start + size) for start in range(0, len(hidden), size)):
+        # Recomputed in the backward pass: the logits of one block at a time are in memory, as for the first head.
         total = total + checkpoint(block, hidden[rows], matrix, tokens[rows], shares[rows], use_reentrant=False)
     return total

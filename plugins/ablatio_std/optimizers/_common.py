@@ -76,6 +76,8 @@ class Foreach(Optimizer):
         """
         counts: dict[int, Tensors] = {}
         for p in group["params"]:
+            # A parameter without a gradient (a frozen layer, an expert without tokens) keeps its state and its step
+            # count, so that its bias correction fits the gradients it has seen.
             if p.grad is not None:
                 state = self.state[p]
                 if not state:
@@ -104,18 +106,22 @@ def descend(group: Group, w: Tensors, u: Tensors, size: float = 1.0, radius: Ten
                     (hyperball, arXiv:2606.16899); a matrix with R = 0 has no norm to keep and takes the plain step
     """
     if radius is None and not group.get("cautious_decay"):
+        # The decay comes before the step and so sees the old weights, as in torch's AdamW.
         shrink(group, w)
         torch._foreach_add_(w, u, alpha=-group["lr"] * size)
         return
     decay = group["lr"] * group["weight_decay"]
+    # One by one: both kinds need a factor for each entry or matrix, which foreach does not take.
     for i, (p, d) in enumerate(zip(w, u, strict=True)):
         factor: Any = (p * d >= 0).to(p.dtype) * decay if group.get("cautious_decay") else decay
         if radius is None:
             p.sub_(p * factor).add_(d, alpha=-group["lr"] * size)
         else:
             r = radius[i]
+            # Only the direction of u counts: the step has the length lr R, whatever the optimizer's own scale.
             step = d * torch.where(r > 0, r / frobenius(d).clamp(min=TINY), size)
             p.sub_(p * (r == 0).to(p.dtype) * factor).sub_(step, alpha=group["lr"])
+            # Back to R after each step, since a step along the tangent lengthens w.
             p.mul_(torch.where(r > 0, r / frobenius(p).clamp(min=TINY), 1.0))
 
 
@@ -134,6 +140,7 @@ def adam_moments(g: Tensors, m: Tensors, v: Tensors, b1: float, b2: float) -> No
 def denominator(v: Tensors, t: int, b2: float, eps: float) -> Tensors:
     """sqrt(v^) + eps in new tensors, v^ = v / (1 - b2^t) corrected for the bias of its initial 0."""
     d = torch._foreach_sqrt(v)
+    # v is corrected before eps is added, as in the paper and in torch; eps after it keeps its meaning in early steps.
     torch._foreach_div_(d, (1 - b2**t) ** 0.5)
     torch._foreach_add_(d, eps)
     return list(d)
@@ -144,12 +151,15 @@ def adam_direction(group: Group, t: int, g: Tensors, m: Tensors, v: Tensors) -> 
     b1, b2 = group["betas"]
     adam_moments(g, m, v, b1, b2)
     u = torch._foreach_div(m, denominator(v, t, b2, group["eps"]))
+    # Divided last: one factor for the whole quotient, in place.
     torch._foreach_div_(u, 1 - b1**t)
     return list(u)
 
 
 def adamw_(group: Group, t: int, w: Tensors, g: Tensors, m: Tensors, v: Tensors) -> None:
     """Take one step of AdamW with torch's fused kernel, for roles that an optimizer for matrices does not handle."""
+    # The kernel takes the step count as a tensor for each parameter; one tensor serves all, as the kernel does not
+    # change it.
     (b1, b2), steps = group["betas"], [torch.full((), float(t), device=w[0].device)] * len(w)  # read only
     torch._fused_adamw_(
         w, g, m, v, [], steps,

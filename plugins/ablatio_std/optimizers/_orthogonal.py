@@ -44,6 +44,7 @@ def dtype_of(choice: Precision, w: Tensor) -> torch.dtype:
     """Dtype of the orthogonalization for weights w.  `auto` keeps float64, which is chosen for exactness."""
     if choice != "auto":
         return torch.float32 if choice == "float32" else torch.bfloat16
+    # The iteration tolerates bfloat16: it corrects its own rounding errors towards U V^T.
     native = w.is_cuda or (w.is_cpu and _has_bfloat16_units())
     return torch.bfloat16 if native and w.dtype != torch.float64 else torch.promote_types(w.dtype, torch.float32)
 
@@ -65,6 +66,7 @@ def batches(*tensors: Tensors) -> Iterator[list[Tensors]]:
         key = parallel[0].shape[-2:], parallel[0].dtype, parallel[0].device
         groups.setdefault(key, []).extend(zip(*map(_matrices, parallel), strict=True))
     for (shape, _, device), items in groups.items():
+        # 2^17 numbers are 512 KB in float32.
         count = max(1, (1 << 17 if device.type == "cpu" else 1 << 26) // shape.numel())
         for i in range(0, len(items), count):
             yield [list(matrices) for matrices in zip(*items[i : i + count], strict=True)]
@@ -83,7 +85,11 @@ def orthogonal(x: Tensor, steps: int, coefficients: Coefficients = "jordan") -> 
     condition number, so it is not used in bfloat16.
     """
     margin, polynomials = SAFETY[coefficients], schedule(coefficients, steps)
+    # The Frobenius norm bounds the spectral norm, so all singular values start in [0, 1], where the polynomials
+    # converge.
     x = x / (margin * x.flatten(1).norm(dim=1).clamp(min=1e-7))[:, None, None].to(x.dtype)
+    # In units of m^3 the direct form costs 2 n/m + 1 a step, the Gram form 4 a step (3 less in all) and 2 n/m once:
+    # equal at n = 1.5 m for 5 steps.
     if 2 * x.shape[-1] < 3 * x.shape[-2] or x.dtype == torch.bfloat16:
         for a, b, c in polynomials:
             gram = symmetric_product(x, x.mT)
@@ -92,8 +98,10 @@ def orthogonal(x: Tensor, steps: int, coefficients: Coefficients = "jordan") -> 
     gram, product = symmetric_product(x, x.mT), None  # (N, m, m)
     for step, (a, b, c) in enumerate(polynomials):
         p = symmetric_product(gram, gram, gram, b, c)
+        # a I, without an identity matrix.
         p.diagonal(dim1=-2, dim2=-1).add_(a)
         product = p if product is None else symmetric_product(product, p)
+        # The Gram matrix of p x is p gram p, and p commutes with gram; after the last step nobody reads it.
         if step < steps - 1:
             gram = symmetric_product(symmetric_product(gram, p), p)
     assert product is not None
@@ -114,6 +122,7 @@ def symmetric_product(
     On the CPU the blocks below the diagonal are copied from those above, not computed.
     """
     n = a.shape[-2]
+    # Two blocks leave out one of four.
     size = -(-n // 2) if n >= 256 and a.device.type == "cpu" and a.dtype != torch.bfloat16 else n
     out = a.new_empty(*a.shape[:-1], n)
     for i in range(0, n, size):

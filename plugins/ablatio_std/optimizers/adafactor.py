@@ -30,9 +30,11 @@ def adafactor(
     u = g / sqrt(v), v the moving average of g^2.  With beta1, w moves by the moving average of these steps, which
     starts at 0 and is not corrected for it.
     """
+    # torch's own class where it can do it, which is also the oracle of the other.
     if beta1 or not factored:
         knobs = {"lr": lr, "decay": decay, "floor": floor, "clip": clip, "beta1": beta1, "factored": factored}
         return _Adafactor(groups, weight_decay=weight_decay, **knobs)
+    # eps[0] is None: torch then takes the machine epsilon of the dtype, as `_Adafactor` does.
     settings = {"lr": lr, "beta2_decay": decay, "eps": (None, floor), "d": clip}
     return torch.optim.Adafactor(decayed(groups, weight_decay), **settings)
 
@@ -47,6 +49,7 @@ class _Adafactor(Foreach):
         return state | {"v": torch.zeros_like(p)}
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        # share is 1 - beta2 and 1 at the first step, which replaces v's initial 0: no bias correction is needed.
         rate, share = min(group["lr"], t**-0.5), t ** group["decay"]
         sizes = [_rms(p).clamp(min=group["floor"]) * rate for p in w]  # of w before it decays, as in torch
         shrink(group, w)
@@ -57,8 +60,11 @@ class _Adafactor(Foreach):
             else:
                 row = state["row"].lerp_(grad.square().mean(-1, keepdim=True), share)
                 column = state["column"].lerp_(grad.square().mean(-2, keepdim=True), share)
+                # Rank one with the right row and column sums: the sum over r c is divided out once.
                 v = row @ column / row.mean(-2, keepdim=True).clamp(min=eps)
             u = grad * v.clamp(min=eps**2).rsqrt()
+            # Clipped by the update's own root mean square, not by the gradient's: v can lag behind a sudden large
+            # gradient.
             step = u * (size / (_rms(u) / group["clip"]).clamp(min=1))
             p.sub_(state["m"].lerp_(step, 1 - group["beta1"]) if "m" in state else step)
 

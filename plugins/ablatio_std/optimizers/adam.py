@@ -75,6 +75,7 @@ class _ConstrainedAdamW(Foreach):
     buffers = ("m", "v")
 
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        # The norm at the first step: the initial weights, or what was loaded, say how large a matrix is.
         held = {"radius": frobenius(p.detach())} if group["hyperball"] and group["role"] == "matrix" else {}
         return super().start(group, p) | held
 
@@ -109,6 +110,7 @@ class NAdam(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (m, v), (b1, b2) = buffers, group["betas"]
+        # Nesterov's look-ahead uses the momentum of the next step for m and that of this step for g.
         mu, next_mu = (b1 * (1 - 0.5 * 0.96 ** (s * group["momentum_decay"])) for s in (t, t + 1))
         product = mu * self.state[w[0]].get("mu_product", 1.0)  # the same for all of w, which share the step count
         for p in w:
@@ -136,4 +138,5 @@ def radam(
     rho_t = rho - 2 t b2^t / (1 - b2^t); while rho_t <= 5 the update is lr m, without v.
     """
     settings = {"lr": lr, "betas": betas, "eps": eps}
+    # No fused kernel exists for RAdam; foreach is the next fastest.
     return torch.optim.RAdam(decayed(groups, weight_decay), **settings, decoupled_weight_decay=True, foreach=True)

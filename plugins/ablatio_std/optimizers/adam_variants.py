@@ -51,6 +51,7 @@ class AdEMAMix(Foreach):
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (m, v, slow), (b1, b2, b3) = buffers, group["betas"]
         share = min(1.0, t / group["ramp"]) if group["ramp"] else 1.0
+        # Not corrected for its initial 0, as in the paper: alpha starts at 0 too.
         torch._foreach_lerp_(slow, g, 1 - _ramped_beta(b1, b3, share))
         adam_moments(g, m, v, b1, b2)
         u = torch._foreach_div(m, 1 - b1**t)
@@ -61,8 +62,10 @@ class AdEMAMix(Foreach):
 
 def _ramped_beta(b1: float, b3: float, share: float) -> float:
     """Return the decay whose half-life, minus one step, is at `share` (0 to 1) between those of b1 and b3."""
+    # A decay of 0 has no half-life to interpolate.
     if share == 1 or min(b1, b3) == 0:
         return b3
+    # A half-life is log(1/2) / log(beta), so the reciprocals of the logarithms are interpolated.
     first, last = math.log(b1), math.log(b3)
     return math.exp(first * last / ((1 - share) * last + share * first))
 
@@ -91,6 +94,7 @@ class MARS(Foreach):
 
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
         assert p.grad is not None
+        # The first gradient stands for the one before it, so the first correction is 0.
         return super().start(group, p) | {"last": p.grad.clone()}
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
@@ -98,7 +102,9 @@ class MARS(Foreach):
         c = torch._foreach_sub(g, last)
         torch._foreach_mul_(c, group["gamma"] * b1 / (1 - b1))
         torch._foreach_add_(c, g)
+        # Each tensor by itself, as in the authors' code: the correction is large where two batches disagree.
         torch._foreach_div_(c, [norm.clamp(min=1) for norm in torch._foreach_norm(c)])
+        # After the correction: `last` is the raw gradient, not the corrected one.
         torch._foreach_copy_(last, g)
         u = adam_direction(group, t, list(c), m, v)
         shrink(group, w)
@@ -130,6 +136,7 @@ class CautiousAdamW(_AdamWBase):
         u = adam_direction(group, t, g, *buffers)
         masks = [(a * b > 0).to(a.dtype) for a, b in zip(u, g, strict=True)]
         torch._foreach_mul_(u, masks)
+        # k + 1 keeps the factor finite where no sign agrees; the mean step size stays that of AdamW.
         torch._foreach_mul_(u, [mask.numel() / (mask.sum() + 1) for mask in masks])
         shrink(group, w)
         torch._foreach_add_(w, u, alpha=-group["lr"])
@@ -151,6 +158,7 @@ class AdamMini(_AdamWBase):
         torch._foreach_lerp_(v, [x.square().mean(-1, keepdim=True) for x in g], 1 - b2)
         u = torch._foreach_div(m, denominator(v, t, b2, group["eps"]))  # v is broadcast along the row
         shrink(group, w)
+        # Adam's correction of m, folded into the step.
         torch._foreach_add_(w, u, alpha=-group["lr"] / (1 - b1**t))
 
 
@@ -176,7 +184,9 @@ class LAMB(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         u = adam_direction(group, t, g, *buffers)
+        # Before the norms are taken, as in the paper: the decay is a part of the direction that is rescaled.
         torch._foreach_add_(u, w, alpha=group["weight_decay"])
         norms = zip(torch._foreach_norm(w), torch._foreach_norm(u), strict=True)
+        # w = 0 would never move, and u = 0 has no direction: both take the plain step.
         torch._foreach_mul_(u, [torch.where((a > 0) & (b > 0), a / b, 1.0) for a, b in norms])
         torch._foreach_add_(w, u, alpha=-group["lr"])

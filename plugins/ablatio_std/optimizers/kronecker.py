@@ -39,6 +39,7 @@ class Shampoo(Foreach):
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
         state = {"m": torch.zeros_like(p)}
         for side, n in _sides(p, group["largest"]):
+            # eps I makes the first roots finite; expanded for stacks of matrices, each with factors of its own.
             eye = torch.eye(n, dtype=p.dtype, device=p.device).expand(*p.shape[:-2], n, n)
             state |= {side: eye * group["eps"], f"{side}_root": eye.clone()}
         return state
@@ -49,12 +50,15 @@ class Shampoo(Foreach):
             state, sides = self.state[p], _sides(p, group["largest"])
             u = _as_matrix(grad)
             for side, _ in sides:
+                # A sum and not a mean: Shampoo's steps shrink as AdaGrad's do.
                 state[side] += _outer(_as_matrix(grad), side)
                 if t < group["every"] or t % group["every"] == 0:
                     values, basis = _eigh(state[side])
+                    # Rounding can make the smallest eigenvalues negative, whose roots are NaN.
                     values = values.clamp(min=group["eps"]) ** (-0.5 / len(sides))
                     state[f"{side}_root"].copy_(basis * values[..., None, :] @ basis.mT)
                 u = _apply(u, side, state[f"{side}_root"])
+            # Momentum after preconditioning, as in the paper: old steps keep the factors of their own time.
             state["m"].mul_(group["momentum"]).add_(u.view_as(p))
             p.add_(state["m"], alpha=-group["lr"])
 
@@ -90,12 +94,14 @@ class SOAP(Foreach):
         state = super().start(group, p)
         if group["role"] != "vector" and p.grad is not None:
             for side, _ in _sides(p, group["largest"]):
+                # As one step of the moving average from 0.
                 state[side] = _outer(p.grad, side) * (1 - group["betas"][1])
                 # eigh sorts eigenvalues in ascending order, qr(L Q) keeps the largest first
                 state[f"{side}_basis"] = _eigh(state[side])[1].flip(-1)
         return state
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        # No decay either: the step does not exist for the weights.
         if t == 1:
             return None
         t -= 1  # steps of Adam
@@ -105,6 +111,7 @@ class SOAP(Foreach):
         b1, b2 = group["betas"]
         for p, grad, m, v in zip(w, g, *buffers, strict=True):
             state, sides = self.state[p], [side for side, _ in _sides(p, group["largest"])]
+            # In the original basis, so that m need not be turned when the basis changes; v cannot be turned, and stays.
             m.lerp_(grad, 1 - b1)
             rotated_grad, rotated_m = grad, m  # into the eigenbases
             for side in sides:
@@ -115,6 +122,8 @@ class SOAP(Foreach):
             for side in sides:
                 u = _apply(u, side, state[f"{side}_basis"])
                 state[side].lerp_(_outer(grad, side), 1 - b2)
+                # One step of orthogonal iteration from the last basis: a QR costs a fraction of an eigh, and L changes
+                # slowly.
                 if t % group["every"] == 0:
                     state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
             p.add_(u, alpha=-group["lr"])
@@ -177,6 +186,7 @@ class KLSOAP(Foreach):
             u = rotated_m / (v.sqrt() + group["eps"])
             for side in sides:
                 u = _apply(u, side, state[f"{side}_basis"])
+            # After the update, as in SOAP: a gradient is not whitened by factors that contain it.
             _fit_factors(group, state, sides, grad, rotated_grad)
             for side in sides:
                 if (t - 1) % group["every"] == 0:
@@ -190,9 +200,11 @@ def _fit_factors(group: Group, state: dict[str, Tensor], sides: list[str], grad:
 
     rotated: the gradient in both eigenbases
     """
+    # Roots of all sides before any is updated: each factor is fitted to the others of the last step.
     share, roots = 1 - group["betas"][1], {side: state[f"{side}_values"].rsqrt() for side in sides}
     for side in sides:
         other, n = ("right" if side == "left" else "left"), _length_of_other(grad, side)
+        # A side longer than `largest` has no factor: the other is fitted to G as it is.
         whitened, diagonal = grad, rotated
         if other in roots:
             root = roots[other][..., None, :] if other == "right" else roots[other][..., :, None]

@@ -50,6 +50,7 @@ class GaLore(Foreach):
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
         if group["role"] != "matrix":
             return super().start(group, p)
+        # The shorter side is projected: its singular vectors are the smaller matrix.
         (*stack, rows, columns), rank = p.shape, min(group["rank"], *p.shape[-2:])
         projected = (*stack, rank, columns) if rows <= columns else (*stack, rows, rank)
         basis = p.new_zeros(*stack, min(rows, columns), rank)
@@ -59,8 +60,10 @@ class GaLore(Foreach):
         if group["role"] != "matrix":
             return adamw_(group, t, w, g, *buffers)
         bases = [self.state[p]["basis"] for p in w]
+        # At the first step, too: t counts from 1.
         if (t - 1) % group["every"] == 0:
             for basis, grad in zip(bases, g, strict=True):
+                # m and v stay in the coordinates of the old subspace, as in the authors' code.
                 basis.copy_(torch.linalg.svd(_as_wide(grad), full_matrices=False).U[..., : basis.shape[-1]])
         projected = [_transposed_if_tall(basis.mT @ _as_wide(x), x) for basis, x in zip(bases, g, strict=True)]
         u = adam_direction(group, t, projected, *buffers)

@@ -36,11 +36,14 @@ class _Orthogonalized(Foreach):
     matrix_buffers = ("m",)
 
     def __init__(self, groups: list[ParameterGroup], *, lr: float, aux_lr: float, **settings: Any) -> None:
+        # The schedule scales the rate of each group, so both peaks are set here.
         rates: list[Any] = [{**g, "lr": lr if g["role"] == "matrix" else aux_lr} for g in groups]
         super().__init__(rates, lr=lr, **settings)
 
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
         if group["role"] != "matrix":
+            # As the author does: embedding and head learn better by AdamW, though they are matrices, and vectors have
+            # nothing to orthogonalize.
             return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
         state = {"m": torch.zeros_like(p)}
         if "rows" in self.matrix_buffers:
@@ -57,6 +60,7 @@ class _Orthogonalized(Foreach):
 
     def _auxiliary(self, group: Group, t: int, w: Tensors, g: Tensors) -> None:
         m, v = ([self.state[p][name] for p in w] for name in ("m", "v"))
+        # The fused kernel has the plain decay only.
         if group.get("cautious_decay"):
             descend(group, w, adam_direction(group, t, g, m, v))
         else:
@@ -150,15 +154,19 @@ def orthogonalized_step(
     rows: mean squares of the rows (rows, 1), for normuon
     radius: Frobenius norms (1, 1) that the matrices keep, with hyperball
     """
+    # A mean instead of the sum momentum M + G: the same direction up to the factor 1 - momentum, which
+    # orthogonalization does not see.
     torch._foreach_lerp_(m, g, 1 - group["momentum"])
     u = torch._foreach_lerp(g, m, group["momentum"]) if group["nesterov"] else m
     # Checkpoints of versions without `coefficients` have no such entry in their groups.
     o = orthogonalized(list(u), group["ns_steps"], group.get("coefficients", "jordan"), group["precision"])
     n_rows, n_columns = w[0].shape
+    # Taller matrices have fewer directions than outputs: without the factor each output would move less.
     shape = max(1, n_rows / n_columns) ** 0.5
     if rows is not None:
         o, size = _normalized_rows(group, o.to(w[0].dtype), rows), shape if group["scale"] == "shape" else 1.0
     else:
+        # 0.2 is the root mean square of AdamW's usual updates (Moonlight).
         size = shape if group["scale"] == "shape" else 0.2 * max(n_rows, n_columns) ** 0.5
     descend(group, w, list(o.to(w[0].dtype)), size, radius)
 
@@ -166,6 +174,7 @@ def orthogonalized_step(
 def _normalized_rows(group: Group, o: Tensor, rows: Tensors) -> Tensor:
     """Update the mean squares of the rows by o, and return normuon's c O'.  (N, rows, columns) -> same."""
     torch._foreach_lerp_(rows, list(o.square().mean(-1, keepdim=True)), 1 - group["beta2"])
+    # Measured before the rows are scaled, and restored after it: only the proportions between the rows change.
     length = frobenius(o) if group["scale"] == "shape" else 0.2 * o[0].numel() ** 0.5
     o = o / (torch.stack(rows).sqrt() + 1e-10)
     return o * (length / (frobenius(o) + 1e-10))

@@ -48,17 +48,21 @@ class ScheduleFree(Foreach):
                     "step() of schedule_free was called while the parameters hold the averaged weights x; "
                     "call train() first"
                 )
+            # The largest rate so far: steps after a peak are not weighted less in the mean, those of a warm-up are.
             group["highest"] = max(group["highest"], group["lr"])
             group["weights"] += group["highest"] ** group["power"]
         super().update_all()
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (z, v), (b1, b2), lr = buffers, group["betas"], group["lr"]
+        # The first step has share 1, which replaces the initial weights in the mean.
         share = group["highest"] ** group["power"] / group["weights"] if group["weights"] else 0.0
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, g, g, 1 - b2)
+        # Without m: the averages x and y take the place of momentum.
         u = torch._foreach_div(g, denominator(v, t, b2, group["eps"]))
         torch._foreach_add_(u, w, alpha=group["weight_decay"])
+        # y directly, from y and z alone: x = (y - (1 - b1) z) / b1 is not stored.
         torch._foreach_lerp_(w, z, share)
         torch._foreach_add_(w, u, alpha=-lr * (1 - b1 * (1 - share)))
         torch._foreach_add_(z, u, alpha=-lr)
@@ -71,7 +75,9 @@ class ScheduleFree(Foreach):
                 group["averaged"] = True
                 for p in group["params"]:
                     if state := self.state.get(p):
+                        # Kept rather than computed back: x + (1 - b1) (z - x) would differ from y by rounding.
                         state["y"] = p.detach().clone()
+                        # Solves y = (1 - b1) z + b1 x for x.
                         p.lerp_(state["z"], 1 - 1 / group["betas"][0])
 
     @torch.no_grad()
@@ -126,13 +132,16 @@ class Prodigy(Foreach):
         due = [(group, w, g) for group in self.param_groups for _, w, g in self.due(group)]
         if not due:
             return
+        # The d of all groups is one number: the first group's stands for it.
         old, (r, length) = self.param_groups[0]["d"], self._accumulate(due)
         for group in self.param_groups:  # r and d are computed over all parameters, and the same in each group
             group["r"] = r
+            # The estimate is a lower bound of the distance, so the largest one so far is the best.
             group["d"] = max(old, group["coef"] * r / length) if length else old
         for group, w, _ in due:
             m, v, _, _ = self.of(w)
             d = torch._foreach_sqrt(v)
+            # As in the authors' code: eps is scaled by the new d, the step by the old one, with which m was collected.
             torch._foreach_add_(d, group["d"] * group["eps"])
             torch._foreach_mul_(w, 1 - group["lr"] * old * group["weight_decay"])
             torch._foreach_addcdiv_(w, m, d, value=-group["lr"] * old)
@@ -142,6 +151,7 @@ class Prodigy(Foreach):
         gains, lengths = [], []
         for group, w, g in due:
             (m, v, s, origin), (b1, b2), d = self.of(w), group["betas"], group["d"]
+            # Divided by d0 so that r and s do not underflow while d is 1e-6; their quotient does not change.
             k = d * d / group["d0"]
             distance = torch._foreach_sub(origin, w)
             gains += [k * group["lr"] * (a * b).sum() for a, b in zip(distance, g, strict=True)]

@@ -33,6 +33,7 @@ class Lion(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (m,), (b1, b2) = buffers, group["betas"]
+        # The update mixes with b1, the memory with b2 > b1: the sign reacts to g faster than m forgets.
         u = torch._foreach_lerp(m, g, 1 - b1)
         torch._foreach_lerp_(m, g, 1 - b2)
         torch._foreach_sign_(u)
@@ -82,9 +83,11 @@ class Sophia(Foreach):
 
     def observe(self, step: Observed) -> None:
         """Update h, in every `every`-th step.  Call it after backward and before `step()`; it does not change .grad."""
+        # Curvature changes slowly, and each estimate costs a further backward pass.
         if step.index % self.param_groups[0]["every"]:
             return
         due = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        # autograd.grad, not backward(): the gradients of the true targets in .grad are needed by this step.
         sampled = torch.autograd.grad(step.sampled_loss(), [p for _, p in due], allow_unused=True)
         for (group, p), g in zip(due, sampled, strict=True):
             state = self.state[p]
@@ -93,12 +96,14 @@ class Sophia(Foreach):
             b2 = group["betas"][1]
             state["h"].mul_(b2)
             if g is not None:
+                # The squared gradient of a mean over n independent targets is h / n in expectation.
                 state["h"].addcmul_(g, g, value=(1 - b2) * step.n_targets)
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         m, h = buffers
         torch._foreach_lerp_(m, g, 1 - group["betas"][0])
         scale = torch._foreach_mul(h, group["gamma"])
+        # The maximum is also the guard for h = 0, or before the first estimate: the quotient is then clipped to a sign.
         torch._foreach_clamp_min_(scale, group["eps"])
         u = torch._foreach_div(m, scale)
         torch._foreach_clamp_max_(u, 1.0)

@@ -52,10 +52,14 @@ class Scion(Foreach):
             for w_, m_ in batches(w, m):
                 rows, columns = w_[0].shape
                 o = orthogonalized(m_, group["ns_steps"], group["coefficients"], group["precision"])
+                # sqrt(rows / columns) U V^T maps inputs of root mean square 1 to outputs of at most 1, whatever the
+                # width.
                 descend(group, w_, list(o.to(w_[0].dtype)), group["radius"] * (rows / columns) ** 0.5)
         elif role == "vector":
             descend(group, w, [x / (x.square().mean().sqrt() + 1e-8) for x in m], group["radius"])
         else:
+            # Head: with inputs of root mean square 1 no logit changes by more than 1. Embedding: a one-hot input reads
+            # one row, whose entries change by 1.
             u = [x.sign() / (x.shape[-1] if role == "head" else 1) for x in m]
             descend(group, w, u, group["radius"])
 
@@ -91,6 +95,7 @@ class Dion(Foreach):
             return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
         *stack, rows, columns = p.shape
         rank = min(group["rank"], rows, columns)
+        # Drawn on the CPU with a fixed seed, so that every device and every resumed run starts from the same Q.
         draw = torch.randn(columns, rank, generator=torch.Generator().manual_seed(0))
         return {"m": torch.zeros_like(p), "q": draw.to(p).expand(*stack, columns, rank).clone()}
 
@@ -100,11 +105,13 @@ class Dion(Foreach):
         shrink(group, w)
         for weight, grad in zip(w, g, strict=True):
             m, q = self.state[weight]["m"], self.state[weight]["q"]
+            # The buffer is a sum with error feedback, not a mean: only the part that was applied decays.
             m.add_(grad)
             exact = torch.promote_types(m.dtype, torch.float32)  # qr has no lower precision
             p = torch.linalg.qr((m @ q).to(exact)).Q.to(m.dtype)  # (..., rows, rank)
             r = m.mT @ p  # (..., columns, rank)
             m.sub_(p @ r.mT, alpha=1 - group["momentum"])
+            # Columns of length 1: the update is P Q^T with singular values near 1, as Muon's, and not weighted by R.
             q.copy_(r / (torch.linalg.vector_norm(r, dim=-2, keepdim=True) + 1e-8))
             size = (weight.shape[-2] / weight.shape[-1]) ** 0.5
             weight.sub_(p @ q.mT, alpha=group["lr"] * size)

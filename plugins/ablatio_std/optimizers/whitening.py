@@ -50,15 +50,19 @@ class PSGD(Foreach):
         draws = torch.Generator(w[0].device).manual_seed(t)
         for p, grad in zip(w, g, strict=True):
             state = self.state[p]
+            # Q is fitted to the momentum that it will whiten, not to single gradients.
             m = state["m"].lerp_(grad, 1 - group["momentum"]) / (1 - group["momentum"] ** t)
             m = m.reshape(-1, 1) if p.dim() < 2 else m
             if (t - 1) % group["every"] == 0:
+                # B stands for the identity: Q is at rest where A A^T equals B B^T in the mean, that is where Q whitens
+                # M.
                 v = torch.randn(m.shape, generator=draws, dtype=m.dtype, device=m.device)
                 _fit(state, m, v, group["factor_lr"])
             u = m
             for side, q in _factors(state):
                 u = _times(_times(u, side, q), side, q if _is_diagonal(q, m) else q.mT)
             size = u.square().mean((-2, -1), keepdim=True).sqrt()
+            # A whitened M has rms 1; more is an estimate that lags, and is cut to 1.1 as in the Kron code of PSGD.
             u = u * (1.1 / (size + 1e-6)).clamp(max=1)
             p.sub_(u.view_as(p), alpha=group["lr"])
 
@@ -67,6 +71,7 @@ def _fit(state: dict[str, Tensor], m: Tensor, v: Tensor, rate: float) -> None:
     """Take one step of the factors in place, from m and the normal draw v, (..., rows, columns)."""
     a, b = m, v
     for side, q in _factors(state):
+        # A and B need all factors before any is changed.
         a, b = _times(a, side, q), _divided(b, side, q)
     for side, q in _factors(state):
         x, y = (a, b) if side == "left" else (a.mT, b.mT)
@@ -75,6 +80,8 @@ def _fit(state: dict[str, Tensor], m: Tensor, v: Tensor, rate: float) -> None:
             q.sub_(rate * (one - two) * q / (one + two).amax(-1, keepdim=True))
         else:
             one, two = x @ x.mT, y @ y.mT
+            # Divided by the norm, the step is relative to Q and keeps it away from singular matrices; triu keeps it
+            # triangular.
             q.sub_(torch.triu(one - two) @ q * (rate / _spectral_norm(one + two)))
 
 
@@ -100,6 +107,7 @@ def _divided(x: Tensor, side: str, q: Tensor) -> Tensor:
     if _is_diagonal(q, x):
         return x / (q[..., :, None] if side == "left" else q[..., None, :])
     exact, upper = torch.promote_types(x.dtype, torch.float32), side == "right"
+    # A triangular solve instead of an inverse; it has no half precision.
     factor = (q if upper else q.mT).to(exact)
     return torch.linalg.solve_triangular(factor, x.to(exact), upper=upper, left=not upper).to(x.dtype)
 

@@ -51,9 +51,12 @@ class LowRank(MatrixAdapter):
         self.scale, self.dropout = scale, dropout
         self.lora_A = nn.Parameter(torch.empty(rank, width))
         self.lora_B = nn.Parameter(torch.zeros(out, rank))
+        # U(-1 / sqrt(in), 1 / sqrt(in)), torch's initial values of a linear layer, as in the authors' code.
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        # Dropout gives the update another input than W has, and other layers compute W x by themselves: no joint kernel
+        # then.
         if type(layer) is not nn.Linear or (self.dropout and self.training):
             dropped = F.dropout(x, self.dropout, self.training)
             return said(layer, x) + self.scale * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
@@ -71,12 +74,31 @@ class LowRankExperts(LowRank):
         self.lora_A = nn.Parameter(torch.empty(experts, rank, width).uniform_(-(width**-0.5), width**-0.5))
         self.lora_B = nn.Parameter(torch.zeros(experts, out, rank))
 
-    def forward(self, layer: nn.Module, rows: Tensor, sizes: Sequence[int]) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, layer: nn.Module, rows: Tensor, sizes: Sequence[int] | Tensor
+    ) -> Tensor:
         y, x = said(layer, rows, sizes), F.dropout(rows, self.dropout, self.training)
         if is_meta_tensor(rows):  # no values: one product has the shapes and the FLOPs of all
             return y + self.scale * F.linear(F.linear(x, self.lora_A[0]), self.lora_B[0])
+        if isinstance(sizes, Tensor):
+            return y + self.scale * self._grouped(x, sizes)
+        # Rows are sorted by expert, so that each expert has one product.
         of_expert = zip(x.split(list(sizes)), self.lora_A, self.lora_B, strict=True)
         return y + self.scale * torch.cat([F.linear(F.linear(part, a), b) for part, a, b in of_expert])
+
+    def _grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        """B_e A_e x by grouped products, as the layer itself takes them on a GPU; ends (E,): end of each expert's rows.
+
+        No number is read from the device.
+        """
+        dtype, more = compute_dtype(x.device, x.dtype), -len(self.lora_A[0]) % 8
+        # The kernel takes widths of 16 bytes or multiples: zeros fill the rank up.
+        pair = F.pad(self.lora_A, (0, 0, 0, more)), F.pad(self.lora_B, (0, more))
+        for matrices in pair:
+            x = F.grouped_mm(x.to(dtype), matrices.to(dtype).mT, offs=ends)
+            if x.requires_grad:
+                x.register_hook(Tensor.contiguous)  # its backward pass takes no broadcast gradient
+        return x
 
 
 def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -111,6 +133,7 @@ class _LowRankLinear(torch.autograd.Function):
         rows, weight, a, b, projected = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         d_projected = (b.T.contiguous() @ grad.T).mul_(ctx.scale)  # (r, N)
+        # The largest product of the backward pass is left out where nothing before this layer is trained.
         d_x = (grad @ weight).addmm_(d_projected.T, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         d_b = (projected @ grad).mul_(ctx.scale).T
         return d_x, None, None, d_projected @ rows, d_b, None

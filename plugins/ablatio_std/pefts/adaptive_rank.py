@@ -25,6 +25,7 @@ class Triplets(MatrixAdapter):
     def __init__(self, out: int, width: int, rank: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
+        # A and B are random and E is 0: with B = 0, as in LoRA, the entries of E would have no gradient.
         self.lora_A = nn.Parameter(0.02 * torch.randn(rank, width))
         self.lora_E = nn.Parameter(torch.zeros(rank, 1))
         self.lora_B = nn.Parameter(0.02 * torch.randn(out, rank))
@@ -49,6 +50,7 @@ class Triplets(MatrixAdapter):
             current = torch.zeros_like(weight) if weight.grad is None else (weight * weight.grad).abs()
             mean, spread = getattr(self, f"sensitivity_{name}"), getattr(self, f"spread_{name}")
             mean.lerp_(current, 1 - beta1)
+            # From the average of this step, as in the authors' code.
             spread.lerp_((current - mean).abs(), 1 - beta2)
 
     def importance(self) -> Tensor:
@@ -114,6 +116,7 @@ class AdaLoRA(LayerPeft):
         if self.orthogonal:
             with torch.enable_grad():
                 penalty = sum((t.orthogonality_penalty() for t in self._all(step.model)), torch.zeros(()))
+                # Added to .grad before the step instead of to the loss: logged losses stay those of the other methods.
                 (self.orthogonal * penalty).backward()
         return {}
 
@@ -141,8 +144,10 @@ class AdaLoRA(LayerPeft):
     def prune(all_: list[Triplets], budget: int) -> None:
         """Set E = 0 for all but the `budget` most important triplets of the model."""
         scores = torch.cat([t.importance() for t in all_])
+        # One threshold for the whole model: layers may keep different numbers of triplets.
         threshold = scores.kthvalue(len(scores) - budget).values if budget < len(scores) else scores.new_full((), -1.0)
         for triplets in all_:
+            # E alone is set to 0, A and B stay: a pruned triplet can come back while the budget still falls.
             triplets.kept = triplets.importance()[:, None] > threshold
             triplets.lora_E *= triplets.kept
 
@@ -163,6 +168,7 @@ class Nested(LowRank):
         self.alpha, self.frozen, self.used = alpha, frozen, used or len(self.lora_A)
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        # Each layer draws its own rank, in every pass.
         rank = int(torch.randint(1, len(self.lora_A) + 1, ())) if self.training else self.used
         a, b = self.lora_A[:rank], self.lora_B[:, :rank]
         if self.training and self.frozen:  # gradients for row and column b only

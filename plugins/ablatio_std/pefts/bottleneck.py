@@ -31,6 +31,7 @@ class Bottleneck(Adapter):
     def __init__(self, width: int, size: int, activation: str, scale: float = 1.0) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, size), nn.Linear(size, width)
+        # The second matrix is 0, the first is not: the model starts as the base and has gradients.
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.activation, self.scale = getattr(F, activation), scale
@@ -118,12 +119,14 @@ class SubspaceEdit(Adapter):
     def rotation(self) -> Tensor:
         """R, (r, D): the columns of the basis, made orthonormal by QR."""
         q, r = torch.linalg.qr(self.basis)
+        # QR fixes R up to the signs of its rows; with these signs it is continuous in the basis.
         return (q * r.diagonal().sign()).T
 
     def forward(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         rotation = self.rotation()
 
         def change(h: Tensor) -> Tensor:
+            # W h - R h in one product.
             edit = F.linear(h, self.source - rotation, self.bias) @ rotation
             if self.first is None or not args:
                 return edit

@@ -77,6 +77,7 @@ class HuggingFace:
     def apply(self, model: nn.Module, seed: int) -> None:
         paths = [] if self.method in PROMPTS else list(targets_of(model, self.targets))
         self.made, tuner = self.config(paths)
+        # peft draws its initial values from torch's global generator: a named seed makes them those of this run.
         with warnings.catch_warnings(), _restored_environment(), seeded(named_seed(seed, "peft")):
             warnings.simplefilter("ignore")  # peft warns of dtypes and model names that it does not know
             try:
@@ -85,6 +86,7 @@ class HuggingFace:
                 raise self._missing_library(error) from None
             except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
                 raise UserError(f"peft's {self.method} refuses this model: {error}\n{self._hint()}") from error
+        # Some settings leave a method without parameters; training would then run and change nothing.
         if not any(p.requires_grad for p in model.parameters()):
             raise UserError(f"peft's {self.method} has no trainable parameter with these settings\n{self._hint()}")
 
@@ -127,6 +129,7 @@ class HuggingFace:
                     f"peft.settings: {setting!r} came, key=value with a key of {made.__name__} was expected"
                     f"{did_you_mean(key, fields)}\n{self._hint()}"
                 )
+            # As on Hydra's command line: r=4 is a number, and a=[x,y] a list.
             values[key] = yaml.safe_load(text)
         try:
             return made(**values), TUNERS[known[self.method]]
@@ -141,6 +144,7 @@ class HuggingFace:
         if "feedforward_modules" in fields:
             settings["feedforward_modules"] = [path for path in paths if ".mlp." in path]
         if self.method in PROMPTS:
+            # As many as our own prompt methods have.
             settings["num_virtual_tokens"] = 20
         return settings
 
@@ -169,6 +173,7 @@ class HuggingFace:
         from peft import get_peft_model_state_dict
 
         tensors = get_peft_model_state_dict(self.tuner, save_embedding_layers=False)
+        # The longest path first: one may be the beginning of another.
         paths = sorted(self.made.target_modules, key=len, reverse=True)
         layers: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

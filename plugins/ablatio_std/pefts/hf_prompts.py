@@ -53,6 +53,7 @@ class PeftPrompts(VirtualPeft):
                     f"{sorted(set(shapes.values()))}\n    try: peft=prefix"
                 )
             heads, width = next(iter(shapes.values()))
+            # Key-value heads: peft's prefix has the width of keys, which is smaller than d_model with grouped queries.
             config.token_dim, config.num_attention_heads, config.num_layers = heads * width, heads, len(shapes)
         if getattr(config, "encoder_hidden_size", 0) is None:
             config.encoder_hidden_size = config.token_dim

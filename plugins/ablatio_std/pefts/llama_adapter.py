@@ -24,9 +24,11 @@ class GatedPrompt(Adapter):
 
     def forward(self, layer: Any, x: Tensor, ctx: Context) -> Tensor:
         q = layer.queries(x)
+        # Rotated queries on prompts without a position, as in the authors' code.
         q = ctx.rotate(q, q, layer.layer)[0]  # (B, H, T, d_head)
         prompts = layer.keys_values(self.prompt[None], ctx)
         k, v = (repeated(y, q.shape[1]).expand(len(q), -1, -1, -1) for y in prompts)  # (B, H, n, d_head)
+        # No mask: every token of every document sees the whole prompt.
         from_prompt = F.scaled_dot_product_attention(q, k, v, scale=layer.scale)  # (B, H, T, d_head)
         y: Tensor = layer.project(layer.heads(x, ctx) + self.gate * merge_heads(from_prompt))
         return y

@@ -75,6 +75,7 @@ class LoRA(LayerPeft):
         else:
             adapter = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
         if self.init == "gaussian":
+            # As init_lora_weights="gaussian" of peft.
             nn.init.normal_(adapter.lora_A, std=1 / self.rank)
         elif self.init != "kaiming":
             split_off(layer, adapter, self.init)
@@ -111,12 +112,14 @@ def split_off(layer: Any, adapter: LowRank, method: str) -> None:
     weight, rank = weight_of(layer), len(adapter.lora_A)
     if method == "pissa":
         u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
+        # Divided by s, so that s B A is the part of W with these singular values; half of each goes to A and half to B.
         root = (s[:rank] / adapter.scale).sqrt()
         b, a = u[:, :rank] * root, root[:, None] * v[:rank]
     else:
         q, r = torch.linalg.qr(weight.float())
         b, a = q[:, :rank], r[:rank]
     adapter.lora_A.data, adapter.lora_B.data = a.contiguous(), b.contiguous()
+    # W' + s B A = W at the start, up to rounding.
     weight.sub_(adapter.scale * (b @ a).to(weight.dtype))
 
 
@@ -180,9 +183,11 @@ class MagnitudeDirection(LowRank):
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
         factor = self._factor(weight_of(layer))
+        # A norm for each input scales x; one for each output scales y.
         if not self.rows:
             return super().forward(layer, x * factor.to(x.dtype))
         bias, y = layer.bias, super().forward(layer, x)
+        # y + (factor - 1) (y - bias) instead of factor (y - bias) + bias: exactly y where the factor is 1.
         excess = factor - 1
         return y + excess * (y if bias is None else y - bias)
 
@@ -232,6 +237,7 @@ class DoRA(LoRA):
         lora = super().adapter(layer, path)
         low_rank = *widths(layer), self.rank, self.scale, self.dropout
         adapter = MagnitudeDirection(weight_of(layer), *low_rank, rows=self.rows, detached=self.detached)
+        # After the split of W, whose norms are those of the whole W' + s B A.
         adapter.lora_A.data, adapter.lora_B.data = lora.lora_A.data, lora.lora_B.data
         adapter.magnitude.data = adapter._norm(weight_of(layer).detach())
         return adapter

@@ -33,6 +33,7 @@ class LoraMixture(MatrixAdapter):
 
     def mixed(self) -> tuple[Tensor, Tensor]:
         """Return the mixed A (r, in) and B (out, r)."""
+        # Evaluations and checkpoints see the best weights, not a candidate that may fail.
         weights = self.weights if self.training else self.best
         return torch.einsum("n,nij->ij", weights, self.a), torch.einsum("n,nij->ij", weights, self.b)
 
@@ -115,6 +116,7 @@ class LoraHub(LayerPeft):
         best = first.weights.detach().clone() if better else first.best
         sigma = first.sigma * (GROW if better else GROW**-0.25)
         lowest = loss.to(first.best_loss) if better else first.best_loss
+        # From the step's number: a resumed search draws the same candidates.
         noise = torch.randn(len(best), generator=named_generator(self.seed, f"lorahub/{step.index}"))
         for adapter in all_:
             adapter.best.copy_(best)

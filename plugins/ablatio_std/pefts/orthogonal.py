@@ -17,6 +17,7 @@ Block = Annotated[int, Positive, "size of the rotated blocks; a divisor of the l
 def cayley(skew: Tensor) -> Tensor:
     """(I - S) (I + S)^-1: orthogonal for skew-symmetric S, exactly I for S = 0.  (..., b, b) -> same."""
     eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
+    # I + S is never singular for a skew S, whose eigenvalues are imaginary; solve is more exact than an inverse.
     return torch.linalg.solve(eye + skew, eye - skew, left=False)
 
 
@@ -80,7 +81,9 @@ class Butterfly(MatrixAdapter):
         self.boft_s = nn.Parameter(torch.ones(out, 1))
 
     def matrix(self, weight: Tensor) -> Tensor:
+        # (B - B^T) / 2 of a full matrix, as in peft, so that tensors can be exchanged.
         rotations = cayley((self.boft_R - self.boft_R.mT) / 2)  # (m, n, b, b)
+        # W R^T = W R_1^T ... R_m^T from the left: the last factor of R acts on x last.
         for level, rotation in reversed(list(enumerate(rotations))):
             # Level i joins half-blocks whose indices differ in bit i only; level 0 uses the blocks as they are.
             shape = (-1, 2, 2**level, self.size // 2) if level else (-1, 1, 1, self.size)
@@ -120,6 +123,7 @@ class Reflections(MatrixAdapter):
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
+        # Two equal reflections are the identity; an odd rank leaves one without a partner.
         half = torch.empty(width, (rank + 1) // 2)
         nn.init.kaiming_uniform_(half, a=5**0.5)
         self.hra_u = nn.Parameter(half.repeat_interleave(2, dim=1))

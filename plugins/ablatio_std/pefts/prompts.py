@@ -38,6 +38,7 @@ class VirtualPeft:
             )
         freeze(model)
         for path, stack in stacks:
+            # A stream of its own for each stack, so that other parts of the model keep their initial values.
             with seeded(named_seed(seed, f"{path}.virtual")), torch.device(stack.embed_tokens.weight.device):
                 stack.virtual = self.before(stack).to(stack.embed_tokens.weight.dtype)
 
@@ -109,6 +110,7 @@ class PlacedPrompt(Adapter):
         rows = said(layer, tokens)
         own = self.prompt if self.made is None else self.made(self.prompt)
         here = tokens[..., None] == self.ids  # (B, T, n)
+        # argmax of all False is 0: `where` leaves these rows as they are.
         placed = own[here.int().argmax(-1)].to(rows.dtype)
         return torch.where(here.any(-1, keepdim=True), placed, rows)
 
@@ -116,6 +118,7 @@ class PlacedPrompt(Adapter):
 class _PromptPeft(VirtualPeft):
     def as_peft(self, stack: Stack) -> tuple[str, Layers, set[str] | None]:
         assert isinstance(stack.virtual, SoftPrompt)
+        # peft's embeddings come before the factor on the embeddings of the stack, ours after it.
         return "PROMPT_TUNING", {"": {"prompt_embeddings": stack.virtual.embeddings().detach() / stack.scale}}, set()
 
 
@@ -145,6 +148,7 @@ class PromptTuning(_PromptPeft):
         refuse_unknown_ids("peft.ids", self.ids, len(table))
         if self.init == "uniform" and not self.ids:
             return SoftPrompt(torch.rand(self.tokens, stack.d_model) - 0.5)
+        # Drawn also where `ids` replaces them: the stream of random numbers stays the same.
         ids = torch.randint(len(table), (self.tokens,), device=table.device)
         if self.ids:
             ids = torch.tensor(self.ids, device=table.device)[torch.arange(self.tokens) % len(self.ids)]

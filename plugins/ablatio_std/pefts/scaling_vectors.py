@@ -60,6 +60,7 @@ class IA3(LayerPeft):
 
     def adapter(self, layer: Any, path: str) -> ScaledFeatures:
         out, width = widths(layer)
+        # The input of down_proj is the inner activation of the MLP, which IA3 scales.
         at_input = any(matches(pattern, path) for pattern in self.feedforward)
         return ScaledFeatures(width if at_input else out, at_input)
 
@@ -109,7 +110,9 @@ class GeneralizedUpdate(MatrixAdapter):
         base = weight.new_zeros(len(weight)) if bias is None else bias
         shifted = base[:, None] * (1 + self.D()) + self.E()  # (out, 1)
         prompt = self.C()
+        # W (x + C) = W x + W C: a prompt on the input is a bias of the layer.
         shifted = shifted + weight @ prompt if isinstance(prompt, Tensor) else shifted
+        # Without anything that shifts the outputs, a layer without bias stays one.
         no_bias = bias is None and not isinstance(prompt, Tensor) and self.E.down is None
         return self.matrix(weight), None if no_bias else shifted[:, 0]
 
@@ -173,6 +176,7 @@ class SelectedParameters:
             for name, parameter in module.named_parameters(recurse=False)
             if self.selects(path, name, module)
         ]
+        # Candidates are collected first: freezing does not hide them, but it must come before any is switched on.
         freeze(model)
         for pattern in self.targets or ("",):
             matched = [parameter for path, parameter in candidates if matches(pattern, path)]
@@ -217,6 +221,7 @@ class NormTuning(SelectedParameters):
         super().__init__(targets)
 
     def selects(self, path: str, name: str, module: nn.Module) -> bool:
+        # By class or by name: foreign norms may be called LlamaRMSNorm, or be a plain module named `norm`.
         return "norm" in type(module).__name__.lower() or "norm" in path.rpartition(".")[2].lower()
 
     def to_peft(self, model: nn.Module) -> ToPeft:

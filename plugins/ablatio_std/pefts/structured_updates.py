@@ -47,6 +47,7 @@ class VeRA(LayerPeft):
     def apply(self, model: nn.Module, seed: int) -> None:
         shapes = [widths(layer) for layer in targets_of(model, self.targets).values()]
         out, width = (max(sizes) for sizes in zip(*shapes, strict=True))
+        # Made for the widest layer; smaller ones take a slice, as in peft.
         self.a, self.b = torch.empty(self.rank, width), torch.empty(out, self.rank)
         for name, weight in (("A", self.a), ("B", self.b)):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=named_generator(seed, f"vera/{name}"))
@@ -76,6 +77,7 @@ class Hadamard(MatrixAdapter):
         for i in "12":
             for name, shape in (("a", (out, rank)), ("b", (rank, width))):
                 weight = nn.Parameter(torch.zeros(shape))
+                # One factor is 0, so that the update is; the three others are random, so that it has a gradient.
                 if (name, i) != ("b", "2"):
                     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
                 self.register_parameter(f"w{i}_{name}", weight)
@@ -106,6 +108,7 @@ class Kronecker(MatrixAdapter):
     def __init__(self, out: int, width: int, rank: int, scale: float, factor: int | None) -> None:
         super().__init__()
         (out_1, out_2), (in_1, in_2) = split(out, factor), split(width, factor)
+        # From rank = half of the longer side on, A and B have as many numbers as the matrix.
         self.scale, self.whole = scale, rank >= max(out_2, in_2) / 2
         self.w1 = nn.Parameter(torch.zeros(out_1, in_1))
         shapes = {"w2": (out_2, in_2)} if self.whole else {"w2_a": (out_2, rank), "w2_b": (rank, in_2)}
@@ -163,6 +166,7 @@ class Spectral(MatrixAdapter):
 
     def matrix(self, weight: Tensor) -> Tensor:
         dense = self.spectrum.new_zeros(weight.numel()).index_put((self.entries,), self.spectrum)
+        # The real part: C is not kept symmetric, so its transform is complex.
         return weight + self.scale * torch.fft.ifft2(dense.view(weight.shape)).real
 
 
@@ -191,6 +195,7 @@ class FourierFT(LayerPeft):
 
     def adapter(self, layer: Any, path: str) -> Spectral:
         out, width = widths(layer)
+        # By the shape, not by the path: layers of one shape share their frequencies, as in the paper.
         generator = named_generator(self.seed, f"fourierft/{out}/{width}")
         entries = torch.randperm(out * width, generator=generator, device="cpu")[: self.n_frequency]
         return Spectral(out, width, entries.to(torch.get_default_device()), self.alpha, self.init == "gaussian")

@@ -38,10 +38,12 @@ class _Connected(nn.Module):
         return x.unsqueeze(-2).repeat_interleave(self.streams, dim=-2)
 
     def close(self, x: Tensor, norm: nn.Module) -> Tensor:
+        # The sum, not the mean: the norm after it removes the factor n.
         return norm(x.sum(-2))  # type: ignore[no-any-return]
 
     def connected(self, x: Tensor, alpha: Tensor, beta: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
         """A_r^T x + beta f(norm(a_m^T x)) with alpha = [a_m, A_r], (..., n, 1 + n), and beta, (..., n)."""
+        # One product reads the sublayer's input and mixes the streams.
         mixed = alpha.transpose(-1, -2) @ x  # (B, T, 1 + n, D)
         y = sublayer(norm(mixed[..., 0, :]))
         return mixed[..., 1:, :] + beta.unsqueeze(-1) * y.unsqueeze(-2)

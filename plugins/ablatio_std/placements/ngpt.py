@@ -45,6 +45,7 @@ class Hypersphere(nn.Module):
         return norm(x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        # |s|, so that a step never leads away from the sublayer's output.
         rate = (self.factor * self.rate.abs()).to(x.dtype)
         return project_to_sphere(torch.addcmul(x, rate, project_to_sphere(sublayer(x)) - x))
 

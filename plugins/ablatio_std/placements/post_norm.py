@@ -32,6 +32,7 @@ class DeepNorm:
 
     def __init__(self, side: str, encoder_layers: int, decoder_layers: int) -> None:
         n, m = encoder_layers, decoder_layers
+        # One stack: the formulas for two have the factor 0.81 and other powers even where a side is empty.
         if not n or not m:
             self.alpha, self.gain = (2 * (n or m)) ** 0.25, (8 * (n or m)) ** -0.25
         elif side == "encoder":
@@ -147,4 +148,5 @@ class ResidualDual:
     def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
         u, v = x.unbind(-2)
         y = sublayer(u)
+        # v is never normalized on the way: it carries the gradient to the first layers, which post-norm alone loses.
         return torch.stack([norm(u + y), v + y], dim=-2)

@@ -25,6 +25,7 @@ class LayerNormScaling:
     gain = 1.0
 
     def __init__(self, layer: int | None) -> None:
+        # The final norm is built without a layer and is not scaled.
         self.factor = (1 if layer is None else layer + 1) ** -0.5
 
     def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:

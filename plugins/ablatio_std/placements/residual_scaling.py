@@ -68,6 +68,7 @@ class DropPath(nn.Module):
     @property
     def kept(self) -> float:
         """Probability 1 - p that this layer's branch is kept."""
+        # Early layers are needed by all later ones, so they are dropped least (the paper's linear rule).
         return 1 - self.rate * self.number / self.n_layers
 
     def forward(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
@@ -76,4 +77,5 @@ class DropPath(nn.Module):
         if not self.training or kept == 1:
             return x + y
         rows = x.new_empty(len(x), 1, 1).bernoulli_(kept)
+        # Divided in training rather than multiplied afterwards: the trained model is that of mode pre.
         return x + y * (rows / kept)

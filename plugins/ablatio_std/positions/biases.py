@@ -24,6 +24,8 @@ class Alibi(nn.Module):
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
+        # Not persistent: the slopes follow from the number of heads, and checkpoints of other libraries do not have
+        # them.
         self.register_buffer("slopes", torch.tensor(alibi_slopes(n_heads))[:, None, None], persistent=False)
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
@@ -34,6 +36,7 @@ def alibi_slopes(n_heads: int) -> list[float]:
     """Slope m_h of each head as in the published code, also for numbers of heads that are no powers of two."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    # Every second slope of 2 x power heads: 2^(-8 (i + 1) / (2 power)) for i = 0, 2, 4 ... lies between those above.
     return slopes + [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (n_heads - power), 2)]
 
 
@@ -67,8 +70,10 @@ class T5Bias(nn.Module):
         if not self.causal:  # half of the buckets are for keys after the query
             count //= 2
             offset = (distance < 0).long() * count
+        # Keys after the query are masked in a causal model; clamped, their index is valid.
         distance = distance.abs() if not self.causal else distance.clamp(min=0)
         exact = count // 2
+        # clamp: the logarithm of 0 would be an invalid index, even in the branch that is not taken.
         far = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (count - exact)
         logarithmic = (exact + far.long()).clamp(max=count - 1)
         return offset + torch.where(distance < exact, distance, logarithmic)
@@ -94,6 +99,7 @@ class Kerple(nn.Module):
         self, n_heads: int, *, form: Annotated[Literal["log", "power"], "logarithmic or power kernel"] = "log"
     ) -> None:
         super().__init__()
+        # Away from 0 and 1, whose logarithm and logit are infinite.
         self.form, initial = form, torch.rand(2, n_heads).clamp(min=0.01, max=0.99)
         self.a = nn.Parameter((2 * initial[0]).log())
         self.b = nn.Parameter(initial[1].log() if form == "log" else initial[1].logit())
@@ -102,6 +108,7 @@ class Kerple(nn.Module):
         distance = distances(q_pos, k_pos).abs()
         a, b = self.a.exp()[:, None, None], self.b[:, None, None]
         if self.form == "log":
+            # log1p, so that distance 0 has exactly the bias 0.
             return -a * (b.exp() * distance).log1p()
         return -a * distance ** (2 * b.sigmoid())
 
@@ -132,6 +139,7 @@ class Sandwich(nn.Module):
         p_q, p_k = (
             sinusoids(pos.double() / self.base ** (2 / self.width), self.width, self.base) for pos in (q_pos, k_pos)
         )
+        # In float64: the sum of w/2 cosines near 1 loses the small differences between near distances in float32.
         decrease = p_q @ p_k.mT - self.width / 2  # (..., T, S)
         return self.scales * decrease.to(self.scales.dtype).unsqueeze(-3)
 
@@ -160,6 +168,8 @@ class Fire(nn.Module):
         threshold: Annotated[float, Positive, "initial value of L"] = 512.0,
     ) -> None:
         super().__init__()
+        # L is trained as a factor on its start, as in the authors' code: a step of Adam moves it by a share, not by lr
+        # tokens.
         self.c, self.threshold = nn.Parameter(torch.tensor([c])), nn.Parameter(torch.ones(1))
         self.start = threshold
         # As vectors they keep the initial values of a layer with one input; an init for wide matrices would make them
@@ -170,6 +180,7 @@ class Fire(nn.Module):
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         distance = distances(q_pos, k_pos).squeeze(-3).abs()
         scale = torch.maximum(q_pos, (self.threshold * self.start).abs())[..., None]
+        # Absolute values, since the trained c and L may change sign; the clamp is for a trained c or L near 0.
         x = (self.c.abs() * distance).log1p() / (self.c.abs() * scale).log1p().clamp(min=1e-6)  # (..., T, S)
         f: Tensor = self.out((x[..., None] * self.slope + self.offset).relu())
         return f.movedim(-1, -3)

@@ -35,6 +35,7 @@ class Shaw(nn.Module):
         self.table = nn.Embedding(self.most - self.least + 1, d_head)
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        # Products with the table first, then a gather: (T, distances) numbers instead of (T, S, d_head).
         by_distance = q / math.sqrt(q.shape[-1]) @ self.table.weight.T  # (B, H, T, 2K + 1)
         return _gather(by_distance, distances(q_pos, k_pos).clamp(self.least, self.most) - self.least, k).to(q.dtype)
 
@@ -71,6 +72,7 @@ class TransformerXL(nn.Module):
         scale = 1 / math.sqrt(self.d_head)
         u, v = (w.view(-1, 1, self.d_head) * scale for w in (self.u, self.v))  # (H, 1, d_head)
         steps = torch.arange(self.least, self.most + 1, device=q.device)
+        # Projected once for each distance, not for each pair of positions.
         r = self.r_proj(sinusoids(steps, self.d_model, 10000.0).to(self.r_proj.weight.dtype))
         r = r.view(len(steps), -1, self.d_head).transpose(0, 1)  # (H, distances, d_head)
         by_distance = (q * scale + v) @ r.mT  # (B, H, T, distances)
@@ -105,8 +107,11 @@ class Cope(nn.Module):
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         # Keys are flipped, last first, so that counts from t back to s are cumulative sums.
         gates = (q / math.sqrt(q.shape[-1]) @ k.flip(2).mT).sigmoid() * self._counted(q_pos, q.shape[2], k.shape[2])
+        # At least float32: a sum of many gates in bfloat16 stops growing at 256.
         count = gates.cumsum(-1, dtype=torch.promote_types(q.dtype, torch.float32))
         count = count.clamp(max=len(self.table.weight) - 1)  # (B, H, T, S)
+        # Linear interpolation of the logits is that of the vectors, as q . e is linear in e: (T, max_positions)
+        # products serve all keys. The index has no gradient; the share between two integers has.
         at_integers, index = q @ self.table.weight.T, count.detach().long()  # (B, H, T, max_positions), (B, H, T, S)
         step = F.pad(at_integers.diff(dim=-1), (0, 1))
         score = torch.addcmul(at_integers.gather(-1, index), count.frac().to(step.dtype), step.gather(-1, index))

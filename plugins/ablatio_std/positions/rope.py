@@ -74,6 +74,7 @@ class Rope(nn.Module):
 
     def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the angles, times attention_factor: (T, d/2), or (B, 1, T, d/2) for positions (B, T)."""
+        # Angles in float64: position times frequency loses whole digits in float32 for long texts.
         w = self.scaled(frequencies(self.width, self.base, pos.device), self.extension, length[..., None])
         angles, scale = pos[..., None] * w, self.attention_factor
         if pos.dim() == 2:

@@ -46,11 +46,13 @@ def linear(w: Tensor, x: Extension, length: Tensor) -> Tensor:
 
 def ntk(w: Tensor, x: Extension, length: Tensor) -> Tensor:
     """w_i s^(-2i/(d-2)), a change of base: keeps the fastest pair and interpolates the slowest."""
+    # base -> base s^(d/(d-2)) multiplies w_i by s^(-2i/(d-2)): exponent 0 for the first pair, 1 for the last.
     return w * x.factor ** -_relative_index(w)
 
 
 def dynamic(w: Tensor, x: Extension, length: Tensor) -> Tensor:
     """ntk with s l / L - (s - 1) in place of s for l > L (arXiv:2309.00071, appendix B; with s = 1 it is l / L)."""
+    # At least 1: up to L the model reads as it was trained.
     stretch = (x.factor * length.double() / x.original - (x.factor - 1)).clamp(min=1.0)
     return w * stretch ** -_relative_index(w)
 
@@ -70,6 +72,7 @@ def yarn(w: Tensor, x: Extension, length: Tensor) -> Tensor:
     if x.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * n - 1)
+    # 0.001 avoids 0/0 where both ends fall on one pair, as in the released code.
     ramp = (torch.arange(n, dtype=w.dtype, device=w.device) - low) / (high - low if high != low else 0.001)
     return w.lerp(w / x.factor, ramp.clamp(0, 1))
 
@@ -107,8 +110,10 @@ LENGTH_DEPENDENT: tuple[Scaling, ...] = ("dynamic", "longrope")  # their frequen
 def attention_scale(scaling: Scaling, x: Extension) -> float:
     """Factor on queries and on keys that keeps the attention as sharp over more keys; 1 for most methods."""
     if scaling == "yarn":
+        # The paper's fit 0.1 ln s + 1 is sqrt(1/t): on q and on k it scales the logits by 1/t.
         return 0.1 * math.log(x.factor) + 1
     if scaling == "longrope":
+        # The paper's factor, which also multiplies q and k.
         return math.sqrt(1 + math.log(x.factor) / math.log(x.original))
     return 1.0
 

@@ -45,6 +45,7 @@ class XPos(nn.Module):
         )
         limit = 0.9 * math.log(torch.finfo(dtype).max)  # beyond it the power would overflow this dtype
         power = ((pos[..., None].double() - self.middle) / self.scale_base * z.log()).clamp(-limit, limit)
+        # Decay and rotation are one complex factor exp(power + i angle); keys get the inverse decay.
         factors = torch.polar(power.exp(), pos[..., None] * w), torch.polar((-power).exp(), pos[..., None] * w)
         q, k = (t[:, None] if pos.dim() == 2 else t for t in factors)
         return q.real.to(dtype), q.imag.to(dtype), k.real.to(dtype), k.imag.to(dtype)

@@ -20,7 +20,9 @@ CONCLUSION = "The answer is"
 
 def probabilities(llm: TextModel, text: str, choices: Sequence[str]) -> NDArray[np.float64]:
     """p(choice | text), normalized over the choices: (C,)."""
+    # A choice follows "A:" after a space, as answers do in the shots: another spelling would be other tokens.
     scores = llm.score([text] * len(choices), [f" {choice}" for choice in choices])
+    # The largest is subtracted since exp of a long choice's score (-800, say) is 0, and 0 / 0 no probability.
     chances = np.exp(scores - scores.max())
     normalized: NDArray[np.float64] = chances / chances.sum()
     return normalized
@@ -47,6 +49,7 @@ def labels_of(question: Question, examples: Sequence[Example]) -> tuple[str, ...
 
 def entropy(chances: NDArray[np.float64]) -> float:
     """-sum p log p in nats."""
+    # 0 log 0 counts as 0.
     kept = chances[chances > 0]
     return float(-(kept * np.log(kept)).sum())
 
@@ -72,5 +75,6 @@ def reasoning_prompt(llm: TextModel, form: Form, examples: Sequence[Example], qu
     """The question after `shots` random examples with their steps; without shots, after the words "step by step"."""
     if not shots:
         return f"{form.ask(question)} {STEPS}"
+    # The stream starts anew at each call, so all questions see the same shots.
     picked = llm.random("shots").sample(list(examples), min(shots, len(examples)))
     return "".join(reasoned(form, e) for e in picked) + form.ask(question)

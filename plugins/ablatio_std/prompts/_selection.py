@@ -30,9 +30,11 @@ def nearest(pool: Vectors, question: Vectors, count: int) -> list[int]:
 
 def diverse(pool: Vectors, count: int) -> list[int]:
     """The row nearest to the mean, then each time the one whose nearest chosen row is farthest (k-center, greedy)."""
+    # A start in the middle needs no random draw; without it the first of the list would decide.
     picked = [int((pool @ pool.mean(0)).argmax())]
     while len(picked) < min(count, len(pool)):
         similarity = (pool @ pool[picked].T).max(1)
+        # Two equal questions would otherwise be picked as one row twice.
         similarity[picked] = np.inf
         picked.append(int(similarity.argmin()))
     return picked
@@ -69,6 +71,7 @@ class Selection:
         if self.order == "similar":
             assert self.vectors is not None and vector is not None
             similarity = self.vectors[picked] @ vector
+            # The most similar last, next to the question, where a model attends to it most.
             picked = [picked[i] for i in np.argsort(similarity, kind="stable")]
         elif self.order == "entropy":
             picked = self._most_even(llm, picked, labels_of(question, self.examples), orders)
@@ -90,6 +93,7 @@ class Selection:
 
     def _gain(self, llm: TextModel, example: Example) -> float:
         """H(uniform) - H(answers | question): how sure the model is of an example's answer (arXiv:2310.08923)."""
+        # The answers of all examples, for each the same: entropies over different choices do not compare.
         labels = labels_of(Question(""), self.examples)
         chances = probabilities(llm, self.form.ask(example.question), labels)
         return float(np.log(len(labels))) - entropy(chances)
@@ -99,6 +103,7 @@ class Selection:
 
         The paper's GlobalE; its probes are texts that the model writes, here they are the examples that are not shown.
         """
+        # A probe that is also shown would be copied; only where all are shown there is no other.
         others = [i for i in range(len(self.examples)) if i not in picked][:PROBES] or list(picked)[:PROBES]
         best, most = list(picked), -1.0
         for candidate in self._orders(llm, picked, orders):
@@ -114,12 +119,14 @@ class Selection:
 
     def _orders(self, llm: TextModel, picked: Sequence[int], most: int) -> list[tuple[int, ...]]:
         """All orders if there are at most `most` of them, else so many random ones, the given one first."""
+        # More than 5 have 720 permutations and more, which are not listed to be counted.
         if len(picked) <= 5:
             every = list(itertools.permutations(picked))
             if len(every) <= most:
                 return every
         rng = llm.random("orders")
         found = dict.fromkeys([tuple(picked)])
+        # Random permutations repeat; 20 draws for each wanted one end the loop where hardly any new one is left.
         for _ in range(20 * most):
             if len(found) >= most:
                 break

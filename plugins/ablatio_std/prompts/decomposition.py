@@ -38,6 +38,7 @@ class LeastToMost:
         solved = [e for e in examples if e.rationale.strip()]
         shown = llm.random("shots").sample(solved, min(self.shots, len(solved)))
         text, candidates = "", list[tuple[str, float]]()
+        # The question itself is the last of its parts: answered with all the others before it.
         for smaller in [*self.smaller(llm, shown, question.text), question.text]:
             text += self.form.ask(smaller)
             ((found,),) = llm.complete([text], stop=self.form.stop)
@@ -50,6 +51,7 @@ class LeastToMost:
         lead = "".join(f"{self._asked(e.question)}{e.rationale.strip()}{self.form.end}" for e in shown)
         ((found,),) = llm.complete([lead + self._asked(question)], stop=self.form.stop)
         lines = [NUMBERED.sub("", line).strip() for line in found.text.split("\n")]
+        # A weak model repeats lines, or the question; each is asked once.
         return [line for line in dict.fromkeys(lines) if line and line != question][: self.parts]
 
     def _asked(self, question: str) -> str:
@@ -91,8 +93,10 @@ class TreeOfThoughts:
                 states, stop=("\n", *self.form.stop), samples=self.branch, temperature=self.temperature
             )
             new = [f"{s}{c.text}\n" for s, row in zip(states, drawn, strict=True) for c in row if c.text.strip()]
+            # Only empty lines were drawn: the states stay as they are.
             if not new:
                 break
+            # Samples of one state often coincide; as one state they leave room for others.
             values = {state: self.value(llm, state) for state in dict.fromkeys(new)}
             states = sorted(values, key=lambda s: -values[s])[: self.keep]
         best = states[0]

@@ -24,6 +24,7 @@ def stepwise(llm: TextModel, form: Form, question: str) -> tuple[str, str]:
     """(steps, text after "The answer is") of the two calls of zero-shot chain of thought (arXiv:2205.11916)."""
     text = f"{form.ask(question)} {STEPS}"
     ((steps,),) = llm.complete([text], stop=form.stop)
+    # A second call, since free steps do not end in a form from which the answer can be read.
     ((last,),) = llm.complete([f"{text}{steps.text}\n{CONCLUSION}"], stop=form.stop)
     return steps.text, last.text
 
@@ -77,11 +78,13 @@ class AutoCot:
         from scipy.cluster.vq import kmeans2  # 0.4 s, of which only this part has a use
 
         vectors = llm.embed([e.question for e in examples])
+        # k-means cannot start from more centers than there are different points.
         count = min(self.clusters, len(np.unique(vectors, axis=0)))
         rng = np.random.default_rng(llm.random("clusters").getrandbits(63))
         centers, members = kmeans2(vectors, count, minit="++", seed=rng)
         self.shown = []
         for cluster in range(count):
+            # Infinite outside the cluster, so that one sort serves both filter and order.
             distance = np.where(members == cluster, np.linalg.norm(vectors - centers[cluster], axis=1), np.inf)
             near = [int(i) for i in np.argsort(distance, kind="stable") if np.isfinite(distance[i])]
             if found := self._solved(llm, [examples[i].question for i in near]):
@@ -94,6 +97,7 @@ class AutoCot:
                 continue
             steps, last = stepwise(llm, self.form, question)
             answer = self.parse(f"{CONCLUSION}{last}")
+            # The paper's criteria: short chains are more often right.
             if answer and steps_of(steps) <= self.max_steps:
                 return Example(question, answer, f"{STEPS}{steps}")
         return None

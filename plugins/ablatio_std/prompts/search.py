@@ -64,6 +64,7 @@ class AutoPrompt(_Searched):
             batch = rng.sample(list(examples), min(self.batch, len(examples)))
             prompts = [f"{self.lead(trigger)}{self.form.ask(e.question)}" for e in batch]
             places = llm.token_candidates(prompts, trigger, [f" {e.answer}" for e in batch], self.candidates)
+            # The trigger itself competes on the same batch: first order may promise more than a swap keeps.
             tried = [trigger, *places[rng.randrange(len(places))]]
             scores = [self.score(llm, text, batch) for text in tried]
             trigger = tried[int(np.argmax(scores))]
@@ -81,8 +82,9 @@ class EditSearch(_Searched):
 
     Each step makes `candidates` edits of the best instruction so far (delete a phrase, swap two, add a deleted one
     again, let the model paraphrase one) and keeps the best if its score is higher.  The score on the examples is
-    balanced accuracy + alpha H(predicted answers).  The search ends after `patience` steps without an improvement.
-    Phrases are what punctuation or a conjunction separates; the paper uses a parser and another model's paraphrases.
+    balanced accuracy in percent + alpha H(predicted answers), H in nats.  The search ends after `patience` steps
+    without an improvement.  Phrases are what punctuation or a conjunction separates; the paper uses a parser and
+    another model's paraphrases.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class EditSearch(_Searched):
         self.found = "".join(best).strip()
 
     def score(self, llm: TextModel, instruction: str, examples: Sequence[Example]) -> float:
-        """Balanced accuracy + alpha * entropy of the predicted answers, in nats."""
+        """Balanced accuracy in percent + alpha * entropy of the predicted answers in nats."""
         labels = labels_of(Question(""), examples)
         lead = self.lead(instruction.strip())
         predicted = [
@@ -130,13 +132,15 @@ class EditSearch(_Searched):
             for label in labels
         ]
         shares = np.array([predicted.count(label) for label in labels]) / len(examples)
-        return float(np.mean(recalls)) + self.alpha * entropy(shares)
+        # Percent, as in the authors' code: with shares of 1, alpha=10 would let the entropy decide alone.
+        return 100 * float(np.mean(recalls)) + self.alpha * entropy(shares)
 
     def edit(
         self, llm: TextModel, parts: Sequence[str], deleted: Sequence[str], rng: random.Random
     ) -> tuple[list[str], list[str]]:
         """An edited copy of the phrases, and the phrases that it lost."""
         edited = list(parts)
+        # A single phrase is not deleted, as an empty instruction has nothing left to edit.
         kinds = ["paraphrase", *(["delete", "swap"] if len(edited) > 1 else []), *(["add"] if deleted else [])]
         kind = rng.choice(kinds)
         if kind == "delete":

@@ -65,6 +65,7 @@ class FewShot:
         self.selection = Selection(llm, self.form, examples, self.choice, self.order)
 
     def write(self, llm: TextModel, examples: Sequence[Example], question: Question) -> str:
+        # Fitted again only for other examples: embeddings or gains of all of them are the costly part.
         if self.selection is None or self.selection.examples != list(examples):
             self.fit(llm, examples)
         assert self.selection is not None
@@ -76,6 +77,7 @@ class FewShot:
         if not self.calibrate:
             return one_answer(llm, text, question, self.form, self.parse)
         labels = labels_of(question, examples)
+        # Behind the same shots, whose bias is what is measured.
         lead = text.removesuffix(self.form.ask(question.text))
         empty = [probabilities(llm, lead + self.blank(content), labels) for content in CONTENT_FREE]
         return chosen(labels, calibrated(probabilities(llm, text, labels), np.mean(empty, axis=0)))

@@ -87,6 +87,7 @@ class Verifier:
         scores = [float(self.verify(question.text, c.text)) for c in found]
         votes = [(self.parse(c.text), score) for c, score in zip(found, scores, strict=True)]
         if self.vote == "weighted":
+            # A bad chain must not cancel a good one with the same answer.
             return reply_of([(answer, max(0.0, score)) for answer, score in votes], [c.text for c in found])
         best = max(range(len(found)), key=lambda i: scores[i])
         return Reply(votes[best][0], found[best].text, tuple(votes))
@@ -119,6 +120,8 @@ class Ensemble:
         return reply_of([(self.parse(text), 1.0) for text in found], found)
 
     def _text(self, llm: TextModel, examples: Sequence[Example], question: Question, number: int) -> str:
+        # A stream of its own for each prompt, so that prompt i is the same for every question and any number of
+        # prompts.
         picked = llm.random(f"ensemble/{number}").sample(list(examples), min(self.shots, len(examples)))
         shown = [reasoned(self.form, e) if e.rationale else self.form.shot(e) for e in picked]
         return "".join(shown) + self.form.ask(question.text)

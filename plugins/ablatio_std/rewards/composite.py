@@ -91,6 +91,7 @@ class Process:
         before = 0.0
         for start, end in steps_of(answer.text, self.separator):
             part = answer.text[start if self.of == "each" else 0 : end]
+            # of=gain scores all of the answer so far: the gains telescope, and their sum is the score of the whole.
             score = self.function(replace(answer, text=part))
             yield ReasoningStep(end, score if self.of == "each" else score - before)
             before = score
@@ -103,6 +104,7 @@ def steps_of(text: str, separator: str = "\n") -> Iterator[tuple[int, int]]:
     for end in [*ends, len(text)]:
         if text[start:end].strip():
             yield start, end
+            # Only after a step with text: blank lines go to the step that follows.
             start = end
 
 

@@ -52,6 +52,7 @@ class Judge:
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         asked = [self._asked(answer) for answer in answers]
         yes, no = (self.model.logprobs(asked, [verdict] * len(asked)) for verdict in self.verdicts)
+        # p(yes) / (p(yes) + p(no)) from logarithms: both probabilities may underflow.
         return torch.sigmoid(yes - no)
 
     def _asked(self, answer: Answer) -> str:
@@ -93,6 +94,7 @@ class ProcessModel:
         if self.of == "each" or not steps:
             return steps
         each = torch.tensor([step.score for step in steps])
+        # At the end: the product is known only when all steps are.
         return [ReasoningStep(steps[-1].end, float(each.prod() if self.of == "product" else each.min()))]
 
 

@@ -49,6 +49,7 @@ class Ranking:
         self.scale, self.truth = scale, truth
 
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        # Answers to one prompt are adjacent; equal texts with other ids are other prompts.
         groups = groupby(answers, lambda a: (a.prompt, tuple(a.prompt_ids)))
         return torch.cat([self._ranked(list(group)) for _, group in groups]).float()
 
@@ -57,11 +58,13 @@ class Ranking:
         if self.truth and first.truth is not None:
             ids = first.more.get("following", first.truth.encode())
             players = [*players, replace(first, text=first.truth, ids=ids)]
+            # The correct answer is the fixed point of the scale, so that rewards of different prompts compare.
             return self._score(self._results(players), anchored=True)[:-1]
         return self._score(self._results(players), anchored=False)
 
     def _results(self, players: Sequence[Answer]) -> Tensor:
         """Results (K, K): entry (i, j) is the share that i wins against j; 0 on the diagonal."""
+        # float64, as Newton's matrix is nearly singular where one answer wins all.
         found = torch.zeros(len(players), len(players), dtype=torch.float64)
         for i, a in enumerate(players):
             for j, b in enumerate(players[:i]):
@@ -94,5 +97,6 @@ def elo(results: Tensor, anchored: bool) -> Tensor:
         gradient = (games * (results - win)).sum(1) + 0.5 - prior
         variance = games * win * (1 - win)
         hessian = torch.diag(variance.sum(1) + prior * (1 - prior)) - variance  # of the negative log-likelihood
+        # Full Newton steps from 0; the prior keeps the matrix positive definite.
         strength[:free] += torch.linalg.solve(hessian[:free, :free], gradient[:free])
     return strength * 400 / math.log(10)

@@ -9,12 +9,16 @@ from ablatio.errors import UserError
 from ablatio.model.rl.answers import Answer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-EQUATION = re.compile(r"(-?[\d.]+)\s*([-+*/x])\s*(-?[\d.]+)\s*=\s*(-?[\d.]+)")
+_TERM = r"-?(?:\d+(?:\.\d+)?|\.\d+)"  # without the full stop of a sentence that ends with a number
+_FURTHER = rf"[ \t]*[-+*/x][ \t]*{_TERM}"  # on one line: a sign that begins a line is a bullet
+# Whole expressions on both sides: of 2 + 3 + 4 = 9 the part 3 + 4 = 9 is no equation of the text.
+EQUATION = re.compile(rf"(?<![\d.])({_TERM}(?:{_FURTHER})+)\s*=\s*({_TERM}(?:{_FURTHER})*)")
 
 
 @rewards.register("length", paper="arXiv:2310.03716")
 def length(answer: Answer, *, target: Annotated[int, Positive, "number of tokens with reward 1"] = 64) -> float:
     """max(0, min(n, 2 target - n) / target), n the tokens of the answer: 1 for an answer of `target` tokens."""
+    # A triangle with its peak at `target`: the gradient is the same on both sides.
     return max(0.0, min(len(answer.ids), 2 * target - len(answer.ids)) / target)
 
 
@@ -32,6 +36,7 @@ def exact_answer(
     numbers = NUMBER.findall(rest) if found or not marker else []
     if not numbers:
         return 0.0
+    # The correct answer is read by its last number: GSM8K's holds the steps too.
     given, correct = numbers[0 if marker else -1], NUMBER.findall(answer.truth)
     return 1.0 if correct and _equal(given, correct[-1]) else format_reward
 
@@ -44,18 +49,36 @@ def _equal(a: str, b: str) -> bool:
 def arithmetic(
     answer: Answer, *, empty: Annotated[float, Range(0, 1), "reward of a text without any equation"] = 0.0
 ) -> float:
-    """Share of the equations a + b = c (also - * / x) in the text that are true: a verifier of single steps."""
+    """Share of the equations in the text that are true, such as a + b = c or a - b x c = d / e: verifies single steps.
+
+    Signs are + - * / x; products come before sums.
+    """
     found = [_holds(*match) for match in EQUATION.findall(answer.text)]
     return sum(found) / len(found) if found else empty
 
 
-def _holds(a: str, sign: str, b: str, c: str) -> bool:
+def _holds(left: str, right: str) -> bool:
     try:
-        x, y, z = float(a), float(b), float(c)
-        value = {"+": x + y, "-": x - y, "*": x * y, "x": x * y}[sign] if sign != "/" else x / y
-    except (ValueError, ZeroDivisionError):  # the pattern also matches 1.2.3, which is not a number
+        value, given = _value(left), _value(right)
+    except ZeroDivisionError:
         return False
-    return abs(value - z) <= 1e-6 * max(1.0, abs(value))
+    # Relative, as a text rounds 1 / 3; absolute near 0.
+    return abs(value - given) <= 1e-6 * max(1.0, abs(value))
+
+
+def _value(expression: str) -> float:
+    """Value of numbers with signs between them."""
+    first = re.match(_TERM, expression)
+    assert first is not None
+    total, product = 0.0, float(first[0])
+    for sign, number in re.findall(rf"([-+*/x])\s*({_TERM})", expression[first.end() :]):
+        if sign in "*x":
+            product *= float(number)
+        elif sign == "/":
+            product /= float(number)
+        else:
+            total, product = total + product, float(number) if sign == "+" else -float(number)
+    return total + product
 
 
 @rewards.register("sentiment", paper="doi:10.1609/icwsm.v8i1.14550", packages=("vaderSentiment=ablatio[sentiment]",))

@@ -77,6 +77,7 @@ class Backout(nn.Module):
         start: Annotated[float, "initial value of w"] = 0.5,
     ) -> None:
         super().__init__()
+        # At most the input of the last layer: its output would be subtracted from itself.
         self.layer, self.middle = layer, min(round(depth * n_layers), n_layers - 1)
         self.weight = nn.Parameter(torch.tensor([start])) if layer == n_layers else None
 

@@ -73,6 +73,7 @@ class ValueEmbeddings(nn.Module):
         if self.weights is not None:
             return self.weights[0] * v + self.weights[1] * found
         assert self.gate is not None
+        # 2 sigmoid(0) = 1: with W = 0 the embeddings are added whole.
         gates = 2 * torch.sigmoid(x[..., : self.gate.shape[1]] @ self.gate.T)  # (B, T, H_kv)
         return v + (gates[..., None] * found.unflatten(-1, (-1, self.d_head))).flatten(-2).to(v.dtype)
 

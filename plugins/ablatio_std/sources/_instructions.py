@@ -87,6 +87,7 @@ class WrittenInstructions:
     def _key(self) -> str:
         """Identifies what is written: by the writer, the seeds and the knobs."""
         knobs = json.dumps(self.knobs, sort_keys=True)
+        # The number is raised when the code writes something else: old caches are then not used.
         return files_digest(self._files(), f"{self.name}-1", self.writer.digest, knobs)
 
     def _written(self) -> list[Instruction]:
@@ -146,6 +147,7 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i
     every = (1 << len(a)) - 1
+    # A zero bit of `row` is a word of `a` that the common subsequence has reached.
     row = every
     for word in b:
         matched = row & places.get(word, 0)
@@ -177,6 +179,7 @@ class Novelty:
 
 def draw_of(*parts: object) -> int:
     """A seed that follows from the parts alone."""
+    # 31 bits: torch and numpy take seeds of at most 32, and some of them only positive numbers.
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big") >> 1
 
 

@@ -48,6 +48,7 @@ def feedback_of(record: Record, unused: UnusedFields) -> Feedback:
     if prompt is None or any(len(turns) > 1 for turns in answers):
         prompt, answers = _common(record, prompt, answers, unused)
     last = [_text(turns, i, record) for i, turns in enumerate(answers, 1)]
+    # Such a pair has a loss but teaches nothing; rankings may hold equal answers with equal scores.
     if texts[0][0] == "chosen" and last[0] == last[1]:
         raise invalid_data(record.place, "`chosen` and `rejected` are the same answer", "two different answers")
     return Feedback(prompt, tuple(last), tuple(scores), record.id, elo="elo" in record.fields)
@@ -64,6 +65,7 @@ def _labelled_steps(record: Record, unused: UnusedFields) -> Feedback:
     prompt = _prompt(record, _prompt_key(record), unused) if _prompt_key(record) else None
     if prompt is None:
         raise invalid_data(record.place, "`prompt` is missing", "a text or messages")
+    # A step is a line of the answer, so a line break inside a step would make two.
     lines = [checked_text(" ".join(step.split("\n")), "a step", record.place) for step in steps]
     found = tuple(float(label) for label in labels)
     return Feedback(prompt, ("\n".join(lines),), (min(found),), record.id, labels=(found,))
@@ -100,6 +102,7 @@ def _answers(record: Record) -> tuple[list[tuple[str, Any]], list[float]]:
 
 def _scores(record: Record, count: int) -> list[float]:
     key = "elo" if "elo" in record.fields else "scores"
+    # Without scores the order is the ranking, the best first.
     held = record.fields.get(key, [-i for i in range(count)])
     if not isinstance(held, list) or len(held) != count or not all(_is_number(score) for score in held):
         raise invalid_data(record.place, f"`{key}` is {shown(held, 60)}", f"{count} numbers, one per answer")
@@ -117,6 +120,7 @@ def _prompt_key(record: Record) -> str:
     """The field that holds the prompt; "" if the record has none, so that it begins the answers."""
     fields = record.fields
     key = next((key for key in _PROMPTS if fields.get(key) is not None), "")
+    # A labeled conversation without `completion` has its answer as the last turn.
     whole = any(k in fields for k in _LABELS) and "completion" not in fields and "chosen" not in fields
     return "" if whole and key in ("messages", "conversations") else key
 
@@ -132,6 +136,7 @@ def _prompt(record: Record, key: str, unused: UnusedFields) -> Turns:
             raise invalid_data(record.place, f"`{key}` is {shown(turns)}", "text, or a list of messages")
     else:
         text = field(record, key)
+        # The empty turn of the assistant that such prompts end with is no turn.
         turns = _dialogue(text.rstrip().removesuffix("Assistant:").rstrip()) if _is_dialogue(text) else [user(text)]
     return prompt_messages(record, turns, Reader(record.place, unused, key))
 
@@ -171,6 +176,7 @@ def _common(
     """
     wholes = [tuple(turns) for turns in answers]
     shared = 0
+    # At least the last turn of each is its answer.
     most = min(len(turns) for turns in wholes) - 1
     while shared < most and len({turns[shared] for turns in wholes}) == 1:
         shared += 1
@@ -199,6 +205,7 @@ def _joined(record: Record, prompt: Turns, common: Turns) -> Turns:
     asked = tuple(m for m in prompt if m.role != "system")
     held = tuple(m for m in common if m.role != "system")
     systems = list(dict.fromkeys([*system, *(m for m in common if m.role == "system")]))
+    # Compared without the white space around them, which data sets treat differently in the two places.
     if [(m.role, m.content.strip()) for m in held[: len(asked)]] == [(m.role, m.content.strip()) for m in asked]:
         turns = held
     elif not held or held[0].role == "assistant":

@@ -62,6 +62,7 @@ class ColumnOfText:
         self.unused_fields = unused.close(self.name)
 
     def fingerprint(self) -> str:
+        # The default adds nothing, so that fingerprints from before this knob stay valid.
         skip = [self.on_error] if self.on_error != "fail" else []
         return files_digest(self.files(), f"{self.name}-1", self.column, *skip)
 
@@ -108,6 +109,7 @@ def _no_text(record: Record, field: str, name: str) -> UserError:
     came = (
         f"the field {field!r} holds {type(held[field]).__name__}" if field in held else f"there is no field {field!r}"
     )
+    # Only fields that hold text can be meant.
     texts = [other for other, value in held.items() if isinstance(value, str) and other.isidentifier()]
     close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1] or ["FIELD"]
     names = ", ".join(shown(other) for other in list(held)[:20]) or "none"

@@ -59,6 +59,7 @@ class Reader:
         text = self._text(content, what, empty=bool(calls) or role == "tool")
         if role == "assistant":
             return Message("assistant", text, self._weight(turn, number), calls)
+        # Prompts have no loss that a weight could scale: the field is counted as unused.
         if self._weight(turn, number) and any(turn.get(key) is not None for key in SWITCHES):
             self.unused.count(f"{self.field}[].weight of {role}")
         return Message("system" if role == "system" else "tool" if role == "tool" else "user", text)
@@ -102,6 +103,7 @@ class Reader:
             form = '{"name": "...", "arguments": {}}'
             raise invalid_data(self.place, f"{what} has the call {shown(call)}", f"a call as {form}")
         arguments = function.get("arguments", function.get("parameters"))
+        # OpenAI's form has the arguments as JSON within the JSON.
         if isinstance(arguments, str):
             arguments = self._parsed(arguments, what) if arguments.strip() else {}
         if not isinstance(arguments, Mapping | None):
@@ -148,6 +150,7 @@ class Reader:
                 raise invalid_data(
                     self.place, f"`{key}` of {name} is {shown(value)}", "a number from 0 to 1, or true or false"
                 )
+            # Several switches multiply: train=false with a weight stays 0.
             found *= float(value)
         return found
 

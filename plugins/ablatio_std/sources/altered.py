@@ -38,6 +38,7 @@ class _Altered:
 
     def _draw(self, text: str, what: str) -> float:
         """A number in [0, 1) that depends on the text and the seed."""
+        # By the text, not by its place: the same documents are chosen whatever the order of the source.
         drawn = hashlib.sha256(f"{self.seed} {what} {text}".encode()).digest()
         return int.from_bytes(drawn[:8], "big") / 2.0**64
 
@@ -91,6 +92,7 @@ class Repeated(_Altered):
         size = 0
         for place, document in enumerate(self._split()):
             if document.split == "train" and document.text.strip():
+                # As many as are needed are held in memory, whatever the size of the source.
                 heapq.heappush(kept, (-self._draw(document.text, "copied"), place, document))
                 size += len(document.text)
                 while size - len(kept[0][2].text) >= self.characters:

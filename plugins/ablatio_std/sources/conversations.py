@@ -72,6 +72,7 @@ class Chats:
                     raise invalid_data(record.place, "this tree has no answer", "an answer to one of its questions")
                 for i, messages in enumerate(found):
                     made = Conversation(messages, f"{record.id}{f'.{i}' if i else ''}")
+                    # By the first question by default: two answers to one question in different splits would leak it.
                     yield replace(made, key=made.text) if self.split_by == "all" else made
         self.unused_fields = unused.close("chats")
 
@@ -184,7 +185,9 @@ def question(record: Record) -> str:
 def conversation(record: Record, turns: Sequence[Any], reader: Reader) -> tuple[Message, ...]:
     """The messages of a conversation with what stands beside them; UserError without a question and an answer."""
     turns = [*_history(record), *turns]
+    # Before the last turns are cut off: `weights` counts the turns as they stand in the record.
     weights = _weights(record, turns, reader)
+    # Turns after the last answer would be read and never have a loss.
     turns = until_last_answer(turns)
     if not turns:
         raise invalid_data(
@@ -240,6 +243,7 @@ def _weights(record: Record, turns: Sequence[Any], reader: Reader) -> list[float
     held = record.fields.get("weights")
     if held is None:
         return [1.0] * len(turns)
+    # One list may be per turn or per answer; where both have one length they mean the same.
     answers = [i for i, turn in enumerate(turns) if role_of(turn) in ("assistant", "call")]
     places = {len(answers): answers, len(turns): list(range(len(turns)))}
     if not isinstance(held, list) or len(held) not in places:
@@ -267,6 +271,7 @@ def _paths(root: Any, place: Place, unused: UnusedFields) -> list[list[Any]]:
         if not isinstance(replies, list):
             raise invalid_data(place, f"`replies` is {shown(replies)}", "a list of messages")
         found = [[here, *path] for reply in replies for path in below(reply, other, depth + 1)]
+        # A question without an answer ends no conversation: its path is dropped.
         return found or ([[here]] if other == "user" else [])
 
     return below(root, "user", 1)

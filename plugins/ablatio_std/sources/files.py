@@ -137,6 +137,7 @@ class Dataset:
         if not self.path or not (folder / "dataset_dict.json").is_file():
             return [("", self._files_of(folder))]
         splits: list[str] = _object(folder / "dataset_dict.json").get("splits", [])
+        # The validation split before the test split: the test set is not for choosing between arms.
         usual = [n for n in HELD_OUT if n in splits and n != self.split][:1]
         wanted = usual if self.held_out is None else [self.held_out] if self.held_out else []
         if unknown := [n for n in (self.split, *wanted) if n not in splits]:
@@ -174,6 +175,7 @@ class Dataset:
 
     def fingerprint(self) -> str:
         parts = self._parts()
+        # The number of files of each split: the same files divided in another way are other data.
         knobs = [self.column, *(f"{split}:{len(files)}" for split, files in parts)]
         skip = [self.on_error] if self.on_error != "fail" else []
         return files_digest([file for _, files in parts for file in files], "dataset-1", *knobs, *skip)

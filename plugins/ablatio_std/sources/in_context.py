@@ -37,6 +37,7 @@ def _generator(*seeds: int) -> np.random.Generator:
 
 
 def _split_of(number: int) -> Literal["train", "validation"]:
+    # By number: texts are independent draws, so no hash is needed, and the share is exact.
     return "validation" if number % HELD_OUT == HELD_OUT - 1 else "train"
 
 
@@ -70,9 +71,11 @@ class LinearFunctions:
 
     def _rows(self) -> Iterator[tuple[Literal["train", "validation"], Codes]]:
         for start in range(0, self.texts, _AT_ONCE):
+            # A generator for each block: a text depends on its number alone, and not on how many are made.
             rng = _generator(self.seed, start)
             w = rng.standard_normal((_AT_ONCE, self.dim, 1)) / self.dim**0.5
             x = self._rounded(rng.standard_normal((_AT_ONCE, self.examples, self.dim)))
+            # From the rounded x, which the model reads: the rest of x would be noise that no model could explain.
             y = self._values(x) @ w + self.noise * rng.standard_normal((_AT_ONCE, self.examples, 1))
             asked = np.full((_AT_ONCE, self.examples, 1), _ASKED)
             rows = np.concatenate([x, asked, self._rounded(y)], 2).reshape(_AT_ONCE, -1)
@@ -129,6 +132,7 @@ class Bursty:
         n = len(SYMBOLS)
         rng = _generator(self.seed, 1)
         held_out = max(8, self.classes // 8)
+        # Distinct codes, those of held-out classes included.
         numbers = rng.choice(n**self.width, self.classes + held_out, replace=False)
         codes = np.stack([numbers // n**i % n for i in range(self.width)], 1)
         labels = rng.integers(self.labels, size=self.classes)
@@ -151,6 +155,7 @@ class Bursty:
     def _training_classes(self, rng: np.random.Generator, frequency: NDArray[np.float64]) -> Codes:
         """Classes of the pairs in context, and of the asked item at the end."""
         if rng.random() < self.bursty:
+            # Four different classes: the two frequent ones and two that fill the context.
             asked, other, *rest = rng.choice(self.classes, self.context - 4, replace=False, p=frequency)
             return np.append(rng.permutation([asked] * 3 + [other] * 3 + rest[:2]), asked)
         found: Codes = rng.choice(self.classes, self.context + 1, p=frequency)
@@ -222,6 +227,7 @@ class Ginc:
             found = np.empty((len(e), length), dtype=np.int64)
             for step, (u, v) in enumerate(rng.random((length, 2, len(e), 1))):
                 found[:, step] = table[e, p]
+                # Inverse of the cumulative distribution; the minimum is for a sum that rounding leaves below 1.
                 e = np.minimum((entity_sum[e] <= u).sum(1), self.entities - 1)
                 p = np.minimum((concept_sum[concept, p] <= v).sum(1), self.properties - 1)
             return found

@@ -69,6 +69,7 @@ class SelfInstruct(WrittenInstructions):
         novel, made = Novelty(self.novelty), list[Instruction]()
         for task in seeds:
             novel.add(task.instruction)
+        # 32 at once, as a batch of the writer; fewer if fewer are wanted.
         for number in range(0, self.size * self.tries, at_once := min(32, self.size)):
             prompts = [self._list_prompt(writer, seeds, made, number + i) for i in range(at_once)]
             texts = writer(prompts, self.tokens, self.temperature, draw_of(self.seed, "list", number))
@@ -82,6 +83,7 @@ class SelfInstruct(WrittenInstructions):
                     else:
                         novel.add(instruction)
                         kept.append(instruction)
+            # Within the round: new instructions are shown in the next prompts only with an answer that was accepted.
             made += self._answered(writer, seeds, kept, number, dropped)
             if len(made) >= self.size:
                 break
@@ -99,6 +101,7 @@ class SelfInstruct(WrittenInstructions):
             prompt = f"Come up with a series of tasks:\n\n{tasks}\nTask {len(pool) + 1}:"
             if len(pool) < 2 or writer.size(prompt) <= writer.longest(self.tokens):
                 return prompt
+            # Shuffled before, so that the first is any.
             pool.pop(0)
 
     def _answered(
@@ -211,6 +214,7 @@ class Evolved(WrittenInstructions):
             names = [self._operation(number, i) for i in range(len(current))]
             prompts = [_request(name, task) for name, task in zip(names, current, strict=True)]
             texts = writer(prompts, self.tokens, self.temperature, draw_of(self.seed, "evolve", number))
+            # Up to a blank line or a #, with which the writer repeats the form of the request.
             evolved = [re.split(r"\n\s*\n|#", text, maxsplit=1)[0].strip() for text in texts]
             asked = [answer_prompt(writer, seeds, text, self.tokens, draw_of(self.seed, text)) for text in evolved]
             answers = map(

@@ -100,10 +100,12 @@ class Sentiment:
         count = 0
         for opening in (openings[i] for i in rng.permutation(len(openings))):
             found = endings[opening]
+            # Eight candidates for each answer bound the work; most openings need fewer to find answers that far apart.
             drawn = [found[i] for i in rng.permutation(len(found))[: 8 * self.answers]]
             chosen: list[tuple[float, str]] = []
             for text in drawn:
                 score = judge(f"{opening} {text}")
+                # Each against all that were chosen: every pair of answers is then at least `gap` apart.
                 if all(abs(score - other) >= self.gap and text != known for other, known in chosen):
                     chosen.append((score, text))
             if len(chosen) < self.answers:
@@ -121,6 +123,7 @@ class Sentiment:
         for document in sources.build("sotu").documents():
             for sentence in re.split(r"(?<=[.!?])\s+", document.text):
                 words = sentence.split()
+                # Continuations of 4 to 30 words: shorter ones have no sentiment, longer ones do not fit small models.
                 if self.opening + 4 <= len(words) <= self.opening + 30:
                     found[" ".join(words[: self.opening])].append(" ".join(words[self.opening :]))
         return {opening: list(dict.fromkeys(texts)) for opening, texts in found.items() if len(texts) >= self.answers}

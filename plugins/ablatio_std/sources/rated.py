@@ -49,6 +49,7 @@ class Rated:
             yield Document(" ".join(map(self._tagged, SENTENCES.split(document.text))), document.id, document.split)
 
     def _tagged(self, sentence: str) -> str:
+        # By the sentence, so that it is tagged alike wherever it stands.
         drawn = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4], "big") / 2**32
         if not sentence.strip() or drawn < self.untagged:
             return sentence

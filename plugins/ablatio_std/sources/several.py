@@ -71,5 +71,6 @@ class Several:
 
     def fingerprint(self) -> str:
         made: list[tuple[str, Source]] = list(self._built())
+        # Without the paths: the same files in another folder are the same data.
         held = [(written.partition(":")[0], part.fingerprint()) for written, part in made]
         return hashlib.sha256(json.dumps(["several-1", held]).encode()).hexdigest()

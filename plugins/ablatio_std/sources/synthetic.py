@@ -52,6 +52,7 @@ class AssociativeRecall:
 
     def _texts(self, rng: np.random.Generator) -> list[str]:
         n, p = _AT_ONCE, self.pairs
+        # Distinct keys of all texts at once: the order of random numbers is a random permutation.
         keys = rng.random((n, len(KEYS))).argsort(1)[:, :p]
         values = rng.integers(len(VALUES), size=(n, p))
         free = self.length - 1 - 5 * p
@@ -116,6 +117,7 @@ class Arithmetic:
 
     def _pair(self, rng: np.random.Generator, held_out: bool) -> tuple[int, int]:
         """A random pair of summands that belongs to this split."""
+        # Rejection keeps both splits uniform over their pairs.
         for _ in range(100_000):
             a, b = map(int, rng.integers(10**self.digits, size=2))
             if self._is_held_out(a, b) == held_out:
@@ -127,6 +129,7 @@ class Arithmetic:
 
     def _is_held_out(self, a: int, b: int) -> bool:
         digest = hashlib.sha256(f"{self.seed}:{min(a, b)}+{max(a, b)}".encode()).digest()
+        # Sorted summands: a + b in training would tell b + a.
         return int.from_bytes(digest[:8], "big") < self.held_out * 2.0**64
 
     def _written(self, a: int, b: int) -> str:

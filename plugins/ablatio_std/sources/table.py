@@ -64,9 +64,11 @@ class Table:
         self.skipped_rows = bad.close("table", used)
 
     def _of_row(self, record: Record) -> Iterator[Conversation]:
+        # The key decides the split and the pattern, so both stay when further patterns are used.
         key = "\n".join(_filled(pattern, record) for pattern in self.pairs[0])
         chosen: Sequence[int] = range(len(self.pairs))
         if self.patterns == "one":
+            # Other bytes than those of the split, of which the choice of a pattern must be independent.
             chosen = [int.from_bytes(hashlib.sha256(key.encode()).digest()[8:16], "big") % len(self.pairs)]
         for number in chosen:
             question, answer = (_filled(pattern, record) for pattern in self.pairs[number])

@@ -57,6 +57,7 @@ class Text:
                 for record in text_records(file, "text", unused):
                     yield Document(record.fields["text"], record.id)
                 continue
+            # A wrong ending is likely a mistake, but the text may be meant: it is read, and the log says so.
             if any(kind in group for group in ENDINGS):
                 log_once(f"{file} is read as plain text; source=jsonl reads the text of its records")
             if len(files) == 1 and not self.separator:
@@ -101,7 +102,9 @@ class StateOfTheUnion:
 
     def _chosen(self, records: Sequence[dict[str, Any]], party: str) -> list[dict[str, Any]]:
         of_party = [record for record in records if record["party"] == party]
+        # By party, so that a party with few messages of late is held out too.
         count = max(1, round(len(of_party) * self.newest))
+        # The text breaks ties of the year: the order of the file must not matter.
         newest = sorted(of_party, key=lambda record: (record["year"], record["text"]))[-count:]
         by_hash = sorted(newest, key=lambda record: hashlib.sha256(record["text"].encode()).digest())
         return by_hash[: math.ceil(count * self.held_out)]
@@ -128,6 +131,7 @@ class ChineseClassics:
 
 def _with_tail(text: str, name: str) -> Iterator[Document]:
     """One text as two documents, the last tenth for validation, cut after the end of a line, else after a space."""
+    # At the end of a line, so that neither part begins inside a word or a sentence.
     middle = len(text) - int(len(text) * _HELD_OUT_TAIL)
     cut = (text.rfind("\n", 0, middle) + 1) or (text.rfind(" ", 0, middle) + 1) or middle
     if text[:cut].strip():

@@ -41,6 +41,8 @@ class WorkedSums:
             if numbers not in seen:
                 seen.add(numbers)
                 name = f"worked_sums:{'+'.join(map(str, numbers))}"
+                # A generator from the numbers of the question: its wrong step does not depend on how many questions
+                # came before.
                 yield name, numbers, np.random.Generator(np.random.PCG64([self.seed, *numbers]))
 
     def conversations(self) -> Iterator[Conversation]:
@@ -82,6 +84,7 @@ def _solution(numbers: Sequence[int], wrong: int | None = None, error: int = 0) 
     total, lines = numbers[0], list[str]()
     for i, number in enumerate(numbers[1:]):
         result = total + number + (error if i == wrong else 0)
+        # No negative result, which would give the wrong step away.
         result = result + 2 * abs(error) if result < 0 else result
         lines.append(f"{total}+{number}={result}")
         total = result

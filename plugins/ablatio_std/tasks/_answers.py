@@ -174,6 +174,7 @@ class AnswerSet:
                 f"    try: model.max_len={over + self.setup.length}, or task.too_long=cut"
             )
         if over > 0:
+            # Two tokens of a prompt at least: the one that opens a document, and one that predicts the answer.
             if self.too_long == "drop" or min(a.first for a in answers) - over < 2:
                 lost["dropped"] += 1
                 return
@@ -200,8 +201,10 @@ class AnswerSet:
         """
         groups: dict[bytes, list[int]] = {}
         for i in index:
+            # By the prompt without its last token, which is what a batch encodes once.
             groups.setdefault(self.answers[i].start.tobytes(), []).append(i)
         lengths = {start: max(len(self.answers[i].ids) for i in places) for start, places in groups.items()}
+        # The prompt itself breaks ties of the length, so that the order does not depend on that of a dictionary.
         return [i for start in sorted(groups, key=lambda s: (lengths[s], s)) for i in groups[start]]
 
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
@@ -210,6 +213,7 @@ class AnswerSet:
         prompts = {a.start.tobytes(): a.start for a in held}
         parents = {start: i for i, start in enumerate(prompts)}
         lengths, most = [len(p) for p in prompts.values()], max(a.length for a in held)
+        # Padded on the left: all prompts end where their answers begin.
         starts = np.full((len(prompts), max(lengths)), self.tokenizer.eos, dtype=np.int64)
         for row, prompt in zip(starts, prompts.values(), strict=True):
             row[len(row) - len(prompt) :] = prompt
@@ -255,6 +259,7 @@ class UnitBatches:
 
     def __init__(self, setup: TaskContext, count: int, make: Any) -> None:
         self.setup, self.make, self.own = setup, make, ranks()
+        # Each unit counts 1 and nothing is packed: the order of an epoch and its seeds are those of other tasks.
         self.rows = PackedRows([1] * count, ExampleOrder([""] * count, setup.seeds.data), None)
 
     @property

@@ -70,6 +70,7 @@ class TextFormat:
     def row(self, pieces: Sequence[Written]) -> Row:
         """Pieces one after the other, as separate documents; the last token of a piece is only a target."""
         ids = [w.ids.astype(np.int64) for w in pieces]
+        # With the loss on prompts their tokens weigh 1, and answers keep the weights of the data.
         scored = [np.where(w.said, w.loss_weights, 1.0) if self.prompts else w.loss_weights for w in pieces]
         return _tensors(
             inputs=[i[:-1] for i in ids],
@@ -111,6 +112,7 @@ class SourceTargetFormat:
         }  # fmt: skip
 
     def pieces(self, written: Written) -> list[Written]:
+        # Padded with False on both sides, so that starts and ends come in pairs.
         borders = np.flatnonzero(np.diff(written.said, prepend=False, append=False)).reshape(-1, 2)
         weights = written.loss_weights
         return [

@@ -51,6 +51,7 @@ class TextPrompts:
     def _prompt(self, row: list[int]) -> Prompt:
         """Keep the part of the passage from its last document boundary on, and at least one token."""
         head, tail = row[: self.length], row[self.length :]
+        # Without the last token: a prompt that began with it would be the opening token alone.
         ends = [i for i, token in enumerate(head[:-1]) if token == self.eos]
         return Prompt(head[ends[-1] :] if ends else head, tail)
 
@@ -100,5 +101,6 @@ class ChatPrompts:
 
     def _place(self, number: int, split: str, size: int) -> int:
         epoch, at = divmod(number, size)
+        # Made anew for each number: a prompt is a function of its number, whatever was asked before.
         generator = named_generator(self.seed, f"prompts/{split}/{epoch}")
         return int(torch.randperm(size, generator=generator)[at])

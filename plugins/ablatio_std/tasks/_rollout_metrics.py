@@ -23,6 +23,7 @@ def rollout_metrics(rollout: Rollout, words: Mapping[str, Any], stop: int) -> di
     last = rollout.tokens.gather(1, (length.long() - 1)[:, None])
     kept = rollout.tokens[mask.bool()]
     values = (
+        # Of these answers and not an estimate for others; 0 for a single one, where the sample deviation is NaN.
         words["rewards"].mean(), words["rewards"].std(correction=0), kl.k1, kl.k2, kl.k3, length.mean(),
         (last == stop).float().mean(), kept.bincount().max() / len(kept),
     )  # fmt: skip
@@ -44,6 +45,7 @@ class CollapseDetector:
         """1 if nearly all answers of a rollout repeat one token or are empty, else 0: ()."""
         first, length = rollout.tokens[:, 0], rollout.mask.sum(1)
         empty = float(((first == self.stop) & (length == 1)).float().mean())
+        # Of very short answers the most frequent token is often their end, which is no collapse.
         share = float(top_token) if int(length.sum()) >= 2 * len(rollout) else 0.0
         was, self.now = self.now, max(share, empty) >= COLLAPSED
         if self.now and not was:

@@ -142,6 +142,7 @@ class RolloutSampler:
         """Indices of the prompts of which some answer has a nonzero advantage."""
         mask = drawn.rollout.mask
         words = {"rewards": drawn.scores.to(mask), "mask": mask, "max_length": self.answer_tokens}
+        # The method itself says what gives no gradient: it may use more of the rollout than the rewards.
         found = method.advantages(**{w: x for w, x in words.items() if w in self.words}).advantages
         return [int(i) for i in found.view(len(drawn.prompts), -1).any(1).nonzero()[:, 0]]
 
@@ -169,6 +170,7 @@ class RolloutSampler:
             hardness = method.hardness(next_logits(reference, [p.ids for p in candidates])).tolist()
             found += [p for p, h in zip(candidates, hardness, strict=True) if h >= least]
             seen += hardness
+            # Bounded: a threshold that no place reaches would search for ever.
             if len(seen) >= MOST_LEFT_OUT * count and len(found) < count:
                 middle = sorted(seen)[len(seen) // 2]
                 raise UserError(
@@ -235,6 +237,7 @@ def processors_of(setup: TaskContext) -> LogitsProcessors | None:
             f"decode={name}: the answers of a policy are sampled, token by token, from its own logits\n"
             "    try: decode=sample decode.top_p=0.95"
         )
+    # One temperature for sampling and for log-probabilities: the ratio of new to old probabilities would be wrong else.
     if processors.temperature != 1:
         raise UserError(
             f"decode.temperature={processors.temperature:g}: the temperature of a policy is task.temperature, which "

@@ -136,6 +136,7 @@ class Preference(Task):
             self._write_rejected(model)
         weights = hashlib.sha256()
         for name, tensor in model.state_dict().items():
+            # The whole model counts: the cache must not serve log-probabilities of other weights.
             weights.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
         device = next(model.parameters()).device
         precision = str(compute_dtype(device, torch.float32))
@@ -198,6 +199,7 @@ class Preference(Task):
         if self.data == "pairs":
             return self._with_reference(self.set.batch([m[0] for m, _ in units] + [m[1] for m, _ in units]))
         most = max(len(members) for members, _ in units)
+        # Shorter rankings are filled with their first answer, which `present` then hides.
         index = [i for members, _ in units for i in (*members, *members[:1] * (most - len(members)))]
         kl_answers = [self.kl_answers[i] for i in numbers] if self.kl_answers else []
         made = self._with_reference(self.set.batch(index + kl_answers))
@@ -222,6 +224,7 @@ class Preference(Task):
 
     def work(self, steps: int) -> Work:
         """Training passes, and reference passes: once per answer, or in every step if the reference is updated."""
+        # Passes over the data, also a part of one.
         share = self.setup.plan.step(steps)[0] / len(self.units)
         learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._tokens_read(members) for members, _ in self.units)]
         asked = [members for members, _ in self.units] if self.moves_reference else [(i,) for i in self._wanted()]
@@ -253,6 +256,7 @@ class Preference(Task):
         # A method may compare the answers of a batch: all ranks compute the loss of all rows, each with its gradient.
         given = {word: ranks().gather_rows(words[word]) for word in self.asked}
         loss, metrics = self.method.loss(**given)
+        # The number of units, so that accumulated batches of unequal size weigh by it.
         own = len(example.index) // 2 if self.data == "pairs" else len(example.more["scores"])
         share = ranks().mean(loss.new_full((), float(own)))
         return Loss(loss * share, share, metrics)
@@ -312,7 +316,9 @@ class Preference(Task):
         try:
             for number, batch in enumerate(batches):
                 example = example_of(batch).to(device)
+                # In float64: the sum over an answer of small differences decides the sign.
                 change = (example.token_logprobs(model).logps - example.more["reference"]).double().sum(1)
+                # Better answers first, then the worse ones, as the batch was made.
                 found.append(change.view(2, -1))
                 between(number + 1)
         finally:

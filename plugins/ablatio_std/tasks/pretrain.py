@@ -80,6 +80,7 @@ class Pretrain(Task):
             name: tally(model, self.objective, (part[i] for i in range(len(part))), sizes, device, between)
             for name, part in parts.items()
         }
+        # Sums over all rows, not a mean of the sources' scores: the numbers are those of one text.
         whole = functools.reduce(operator.add, found.values()).score().numbers()
         if len(found) > 1:
             for name, one in found.items():
@@ -100,6 +101,7 @@ class Pretrain(Task):
             )
         objective: Any = kinds.objectives.build(name, {}, **self._wiring())
         ids = self.tokenizer.vocab_size
+        # Sentinels need rows of the embedding that the model was not built with.
         needed = ids + int(getattr(objective, "extra_tokens", 0))
         if needed > model.vocab_size:
             plain = "prefix_lm" if produced == "source and target" else "lm"

@@ -123,6 +123,7 @@ class ProcessRewardModel(Task):
 
     def loss(self, model: LanguageModel, example: Answers) -> Loss:
         logits, label = self.logits(model, example), example.more["label"]
+        # A sum with its count: accumulated batches have different numbers of steps.
         total = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="sum")
         right = ((logits > 0) == (label > 0.5)).float().mean()
         return Loss(total, total.new_tensor(float(len(label))), {"train/step_accuracy": right.detach()})
@@ -145,6 +146,8 @@ class ProcessRewardModel(Task):
                 right.append((logits > 0) == (label > 0.5))
                 for row in batch["row"].unique():
                     own = batch["row"] == row
+                    # A solution is right if all of its steps are: as the reward of a whole answer is the product of its
+                    # steps.
                     solved.append(bool((logits[own] > 0).all()) == bool((label[own] > 0.5).all()))
                 between(number + 1)
         finally:

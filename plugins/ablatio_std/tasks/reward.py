@@ -27,6 +27,8 @@ class ScalarHead(nn.Module):
 
     def __init__(self, d_model: int, seed: int, name: str) -> None:
         super().__init__()
+        # Rewards start with variance about 1 for states of root mean square 1, as in Stiennon et al. 2020
+        # (arXiv:2009.01325).
         drawn = torch.randn(d_model, generator=named_generator(seed, name)) / math.sqrt(d_model + 1)
         self.weight = nn.Parameter(drawn)
 
@@ -93,6 +95,7 @@ class RewardModel(Task):
             for i, j in pairs:
                 gap = line.scores[i] - line.scores[j]
                 odds = 1 / (1 + 10 ** (-gap / 400)) if line.elo and self.elo == "odds" else 1.0
+                # 1 / number of pairs: each line counts once, however many answers it has (InstructGPT, section 3.5).
                 rows.append((first + i, first + j, gap, odds, 1 / len(pairs)))
             first += len(line.members)
         better, worse, gap, odds, weight = (list(column) for column in zip(*rows, strict=True)) if rows else [[]] * 5
@@ -156,6 +159,7 @@ class RewardModel(Task):
             model.train(mode)
         loss, margin, longer, weight = torch.cat(found, 1).cpu()
         total = weight.sum()
+        # A tie is half right, so that a constant reward scores 1/2.
         right = (margin > 0).double() + 0.5 * (margin == 0)
         return {
             "loss": float((loss * weight).sum() / total),
@@ -174,6 +178,7 @@ def calibration_error(margin: Tensor, weight: Tensor) -> float:
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
     confidence, right = torch.sigmoid(margin.abs()), (margin > 0).double()
+    # Confidences lie between 0.5 and 1: the bins divide this half.
     place = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, (right - confidence) * weight)
     return float(gaps.abs().sum() / weight.sum())

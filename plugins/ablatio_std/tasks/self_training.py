@@ -70,8 +70,10 @@ class AnswerWriter:
     ) -> list[list[str]]:
         """Return the answers to each prompt after all requests for revisions."""
         found = self.write(model, asked, stream, group)
+        # A template cannot write an empty turn.
         flat = [[*prompt, Message("assistant", text or " ")] for prompt, texts in zip(asked, found, strict=True)
                 for text in texts]  # fmt: skip
+        # Each revision has random streams of its own.
         for number, request in enumerate(self.revise, 1):
             turns = [[*prompt, Message("user", request)] for prompt in flat]
             replies = self.write(model, turns, None if stream is None else stream + number)
@@ -90,6 +92,7 @@ class AnswerWriter:
         ids, truth = prompt.ids.tolist(), asked.messages[-1].content
         more = {"following": list(map(int, self.tokenizer.encode([truth])[0]))}
         own = list(map(int, self.tokenizer.encode([text])[0]))
+        # An empty answer is its end alone, as rewards of length count tokens.
         return Answer(self.decode(ids), text, ids, own or [self.stop], truth, more)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -170,6 +173,7 @@ class SelfTraining(SupervisedFineTuning):
         conversations = [replace(c, messages=(*c.messages[:-1], Message("assistant", text))) for c, text in accepted]
         whole = write(self.tokenizer, self.form, [c.messages for c in conversations])
         pieces = [(c, piece) for c, w in zip(conversations, whole, strict=True) for piece in self.reading.pieces(w)]
+        # Left out, not cut: a cut question is not the one that was answered.
         kept = [(c, piece) for c, piece in pieces if len(piece) <= self.setup.length + self.reading.ahead]
         self.held["train"], self.written["train"] = [c for c, _ in kept], [piece for _, piece in kept]
         order = ExampleOrder([c.group for c, _ in kept], self.setup.seeds.data)

@@ -102,6 +102,7 @@ class SupervisedFineTuning(Task):
         packed = first_fit(sizes, np.arange(len(sizes)), length) if self.packing else [[i] for i in range(len(sizes))]
         cap = tokens if tokens is not None else self.setup.config["data"]["val_tokens"]
         packed = packed[: max(1, cap // length)] if cap else packed
+        # About 4096 tokens a batch, as held-out text has.
         at_once = max(1, 4096 // length)
         groups = [packed[i : i + at_once] for i in range(0, len(packed), at_once)]
         return [self._batch([self.reading.row([written[i] for i in row]) for row in group]) for group in groups]
@@ -113,6 +114,8 @@ class SupervisedFineTuning(Task):
 
     def row(self, number: int) -> Row:
         """Row `number` of the run: packed conversations, or a window of plain text."""
+        # The share is exact in every stretch of rows, without a random draw: row n is text where n share passes an
+        # integer.
         texts = int(number * self.share)  # rows of plain text before this one
         if self.plain is None or int((number + 1) * self.share) == texts:
             return self.reading.row([self.written["train"][i] for i in self.rows.row(number - texts)])
@@ -165,9 +168,11 @@ class SupervisedFineTuning(Task):
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
         """Greedy answers to the first held-out questions, with the expected answers."""
+        # Each conversation once: with source and target it stands there once for each answer.
         shown = list(dict.fromkeys(self.held["validation"]))[:SHOWN]
         questions = [c.messages[:-1] for c in shown]
         prompts = [w.ids.tolist() for w in write(self.tokenizer, self.form, questions, answering=True)]
+        # At most half of the row, so that half is left for the answer.
         room = [p[-self.setup.length // 2 :] for p in prompts]
         longest = min(LONGEST, self.setup.length - max(map(len, room)))
         mode = model.training

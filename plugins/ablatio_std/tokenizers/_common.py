@@ -10,6 +10,7 @@ from ablatio.errors import DamagedFile
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's characters -> bytes: a printable byte is its own character, the others have characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    # In the order of GPT-2's table, whose characters stand in every vocabulary of this kind.
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 

@@ -41,6 +41,7 @@ class MergeDropout:
     def _variant(self, word: str, number: int) -> list[int]:
         key = word, number
         if key not in self._drawn:
+            # Memory is bounded; what is dropped is drawn again, with the same result.
             if len(self._drawn) > 1 << 20:
                 self._drawn.clear()
             self._drawn[key] = [self.vocab[token] for token in self._merged(word, random.Random(f"{number}/{word}"))]

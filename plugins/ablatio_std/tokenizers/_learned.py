@@ -22,6 +22,7 @@ _AS_BYTES = str.maketrans({character: chr(byte) for character, byte in BYTE_OF.i
 def pieces_of(text: str) -> Iterator[str]:
     """Split a long text where the tokens of the pieces are those of the whole text."""
     start = 0
+    # In pieces of bounded length, since the library keeps over a hundred bytes of memory per token.
     while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
         yield text[start : cut.start()]
         start = cut.start()
@@ -77,6 +78,7 @@ class Learned:
         dtype = token_type(self.vocab_size)
         for start in range(0, len(pieces), _AT_ONCE):
             group = pieces[start : start + _AT_ONCE]
+            # Without special tokens, which the packing of documents adds itself.
             encoded = self._model.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
             for (i, _), result in zip(group, encoded, strict=True):
                 parts[i].append(np.array(result.ids, dtype=dtype))

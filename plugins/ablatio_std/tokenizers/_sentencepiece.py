@@ -87,6 +87,7 @@ def _merges(scores: Mapping[str, float]) -> Sequence[tuple[str, str]]:
     found = []
     for piece, score in scores.items():
         cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        # As transformers' converter: ties between cuts of one piece go by the ids of the parts.
         known = sorted((rank[a], rank[b], a, b) for a, b in cuts if a in rank and b in rank)
         found += [(-score, rank[piece], n, a, b) for n, (_, _, a, b) in enumerate(known)]
     return [(a, b) for *_, a, b in sorted(found)]

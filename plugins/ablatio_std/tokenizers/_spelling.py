@@ -86,6 +86,7 @@ def without_rare(spelling: Spelling, pieces: Iterable[str], most: int) -> tuple[
     """
     stream, held, size = iter(pieces), list[str](), 0
     normalizer = spelling.applied(hf.Tokenizer(hf.models.BPE())).normalizer
+    # The characters have to be known before the texts are read for merges, and a stream can be read once.
     while size < _SAMPLE and (piece := next(stream, None)) is not None:
         held.append(piece)
         size += len(piece)
@@ -93,6 +94,7 @@ def without_rare(spelling: Spelling, pieces: Iterable[str], most: int) -> tuple[
     for piece in held:
         counts.update(normalizer.normalize_str(piece) if normalizer else piece)
     kept, covered, total = list[str](), 0, sum(counts.values())
+    # The character breaks ties, so that the vocabulary is the same on every machine.
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
         if covered >= COVERAGE * total:
             break

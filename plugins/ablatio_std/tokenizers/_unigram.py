@@ -48,6 +48,7 @@ class _Words:
         for i in range(n):
             for j in range(i + 1, n + 1):
                 log_share = alpha[:, i] + values[:, i, j - i - 1] + beta[:, j] - alpha[:, n]
+                # The minimum is for rounding: a share of the segmentations is at most 1.
                 expected[:, i, j - i - 1] = self.counts * np.exp(np.minimum(log_share, 0.0))
         return expected
 
@@ -77,6 +78,7 @@ def fit_pieces(counts: Mapping[str, int], alphabet: Sequence[str], size: int) ->
     while True:
         for _ in range(EM_STEPS):
             model.step()
+        # 10 % more than wanted, as SentencePiece: the last cut goes by probability alone.
         if (alive := int(model.alive.sum())) <= size * 1.1:
             break
         model.prune(max(int(size * 1.1), int(alive * SHRINK)))
@@ -117,6 +119,7 @@ class _Model:
             used = group.table >= 0
             expected += np.bincount(group.table[used], weights=found[used], minlength=len(expected))
         self._remove(expected < FEWEST)
+        # The alphabet stays even where it hardly occurs, and digamma of 0 is infinite.
         mass = np.maximum(expected[self.alive], FEWEST)
         self.scores[self.alive] = digamma(mass) - digamma(mass.sum())
 

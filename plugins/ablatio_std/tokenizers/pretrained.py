@@ -36,12 +36,14 @@ class Fast:
         self, model: hf.Tokenizer, eos: str | None, answer_end: str, where: str, adds: Mapping[str, str | None]
     ) -> None:
         before, after = _added_tokens(model)
+        # Text of a user must not become a special token by its spelling.
         model.encode_special_tokens = True
         model.no_truncation()
         model.no_padding()
         self._model = model
         added = model.get_added_tokens_decoder()
         self.specials = {token.content: i for i, token in added.items() if token.special}
+        # The largest id and not the number of tokens: ids may have gaps.
         self.vocab_size = max(max(model.get_vocab().values()), max(added, default=0)) + 1
         names = [eos] if eos else [*_ENDS, answer_end, *self.specials]
         found = [model.token_to_id(name) for name in names if model.token_to_id(name) is not None]
@@ -197,6 +199,7 @@ def pretrained(
 
 def _added_tokens(model: hf.Tokenizer) -> tuple[list[int], list[int]]:
     """Ids that the tokenizer puts before and after a text by itself."""
+    # Asked of the tokenizer itself: post-processors say it in many forms.
     plain, whole = (model.encode("a", add_special_tokens=added).ids for added in (False, True))
     places = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
     return (whole[: places[0]], whole[places[0] + len(plain) :]) if places else ([], [])

@@ -126,7 +126,9 @@ class BPE(Learned):
         pieces = (piece for text in texts for piece in pieces_of(text))
         alphabet, base = sorted(BYTE_OF), 0
         if self.spelling.byte_fallback:
+            # Bytes take the first 256 ids; the library trains the others and knows nothing of bytes.
             base = 256
+            # Half of the ids at most for characters, so that some are left for merges.
             alphabet, pieces = without_rare(self.spelling, pieces, (self.vocab_size - 1 - base) // 2)
         trainer = hf.trainers.BpeTrainer(  # no special token, as the library would look for its name in the text
             vocab_size=self.vocab_size - 1 - base, initial_alphabet=alphabet, show_progress=False
@@ -204,6 +206,7 @@ class Symbols:
         ]
 
     def _spelled(self, character: str) -> list[int]:
+        # 32 ids and not 256: the vocabulary of a synthetic task stays small.
         return [self.halves + 16 * low + half for b in character.encode() for low, half in enumerate(divmod(b, 16))]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -55,6 +55,7 @@ class WordPiece(Learned):
         alphabet = sorted([*_BYTES, *_INSIDES])
         trainer = hf.trainers.BpeTrainer(vocab_size=self.vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
         model = hf.Tokenizer(hf.models.BPE())
+        # Words come one per line, already split: a word written in bytes has no line end.
         model.pre_tokenizer = hf.pre_tokenizers.Split("\n", "removed")
         model.train_from_iterator(_marked(texts), trainer)
         vocab: dict[str, int] = json.loads(model.to_str())["model"]["vocab"]

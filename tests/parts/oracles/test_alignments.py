@@ -119,6 +119,41 @@ def test_f_divergences_equal_trl(name, divergence):
     agree(found, expected, words)
 
 
+@pytest.mark.parametrize("divergence", ["reverse_kl", *sorted(DIVERGENCES)])
+@pytest.mark.parametrize("name", ["dpo", "robust", "hinge", "exo", "discopop", "dpo_norm"])
+def test_long_answers_have_a_finite_loss(name, divergence):
+    """Log-ratios of -600 to 600 nats, as whole answers have: exp of them overflows float32, loss and gradients do not.
+
+    The loss falls when better and worse answers change places in the pairs of the wrong order.
+    """
+    losses = [
+        long_pairs(name, [-600.0, 600.0, worse], [600.0, -600.0, better], divergence=divergence, alpha=0.0)
+        for worse, better in ((-600.0, -30.0), (-30.0, -600.0))
+    ]
+    assert losses[1] < losses[0]
+
+
+def long_pairs(name, chosen, rejected, **knobs):
+    """Loss of answers of 40 tokens with these log-ratios; it and its gradients must be finite."""
+    words = {"chosen": torch.tensor(chosen), "rejected": torch.tensor(rejected)}
+    words |= {w: torch.zeros(len(chosen)) for w in ("ref_chosen", "ref_rejected")}
+    words |= {w: torch.full((len(chosen),), 40.0) for w in ("chosen_length", "rejected_length")}
+    loss, gradients = ours(name, "pairs", words=words, **knobs)
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+    return float(loss)
+
+
+@pytest.mark.oracle("alignment=discopop", "its formula in Python's floats, of log-ratios of long answers")
+def test_discopop_of_long_answers():
+    h, beta, tau = [-1200.0, -60.0, 5.0, 1200.0], 0.1, 0.05
+    switch = [1 / (1 + math.exp(-beta * x / tau)) if x > -300 else 0.0 for x in h]
+    terms = [
+        (1 - s) * math.log1p(math.exp(-beta * x)) + s * math.exp(-beta * x) for s, x in zip(switch, h, strict=True)
+    ]
+    assert long_pairs("discopop", h, [0.0] * 4, beta=beta, tau=tau) == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
 @pytest.mark.oracle("alignment=ld_dpo", "trl 1.16 DPOTrainer, ld_alpha")
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_ld_dpo_equals_trl(alpha):

@@ -92,6 +92,21 @@ def test_grpo_family_equals_trl(name, beta):
     assert torch.allclose(given["logps"].grad * words["mask"], gradient * words["mask"], atol=1e-9)
 
 
+@pytest.mark.oracle("alignment", "tokens or answers whose gradient is zero")
+@pytest.mark.parametrize("name", sorted({*TYPES} - {"cispo"}))  # whose clip keeps the gradient
+def test_clip_fraction_counts_what_has_no_gradient(name):
+    method, words = made(name, group=4, beta=0.0)
+    noise = torch.randn(words["logps"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    words["old_logps"] = (words["logps"] + 0.4 * noise) * words["mask"]
+    words["advantages"] = advantages(method, words).advantages
+    _, given, metrics = loss(method, words)
+    without = (given["logps"].grad == 0) & (words["mask"] > 0) & (words["advantages"][:, None] != 0)
+    by_answer = TYPES[name][1] == "sequence"
+    share = without.any(1).double().mean() if by_answer else without.sum() / words["mask"].sum()
+    assert float(metrics["train/clip_fraction"]) == pytest.approx(float(share))
+    assert (float(share) > 0) == (name not in ("sapo", "vespo"))
+
+
 @pytest.mark.oracle("alignment=grpo", "float64 loop, advantages")
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_group_advantages_equal_a_loop(scale):

@@ -311,5 +311,7 @@ def test_best_of_n_ranks_samples(net: Any, by: str) -> None:
         ]
         expected = [c.ids for _, _, c in sorted(zip(scores, range(5), samples, strict=True), key=lambda x: -x[0])]
         assert [c.ids for c in group] == expected
+    empty = decodes.build("best_of_n", {"n": 5, "by": by})(replace(ask, ending=replace(ask.ending, new_tokens=0)))
+    assert [[c.ids for c in group] for group in empty] == [[[]] * 5] * len(rows)
     with pytest.raises(UserError, match="none was given"):
         decodes.build("best_of_n", {"by": "judge"})(replace(ask, judge=None))

@@ -16,6 +16,7 @@ from ablatio.model.context import make_context
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.merge import merge
+from ablatio_std.mlps.experts import Experts
 
 VOCAB, T = 50, 11
 PREFIXED = sorted(e.name for e in attentions if e.facts["prefix"])
@@ -318,6 +319,24 @@ def test_mix_and_match_is_its_methods_together(rank: int) -> None:
             weight = getattr(layer.self_attn, name).weight
             weight.data += mine.adapter.scale * mine.adapter.lora_B @ mine.adapter.lora_A
     torch.testing.assert_close(net(row), other(row), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.oracle("peft=lora", "one product after another for each expert")
+@pytest.mark.parametrize("rank", [2, 8])
+@pytest.mark.parametrize("moe", ["moe", "deepseek_moe"])
+def test_lora_of_experts_in_grouped_products(moe: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU in bfloat16, where the loads of the experts stay on the device."""
+    found = []
+    for grouped in (False, True):
+        monkeypatch.setattr(Experts, "_takes_groups", lambda self, rows, grouped=grouped: grouped)
+        net = tuned("lora", {"targets": ("experts",), "rank": rank}, mlp=moe, d_ff=96, match="none").float().train()
+        torch.manual_seed(1)  # the router's noise
+        loss = net(tokens()).square().mean()
+        loss.backward()
+        trained = {n: p.grad for n, p in net.named_parameters() if p.requires_grad}
+        assert trained and all(g is not None for g in trained.values())
+        found.append((loss.detach(), trained))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.oracle("peft=lora", "each expert's own matrix W_e + s B_e A_e")

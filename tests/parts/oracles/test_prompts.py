@@ -293,7 +293,7 @@ def test_autoprompt_finds_the_best_trigger() -> None:
     assert still.write(llm, LABELLED, TEXT) == " the the\n\nQ: a new text\nA:"
 
 
-@pytest.mark.oracle("prompt=edit_search", "sklearn's balanced accuracy plus the entropy in numpy")
+@pytest.mark.oracle("prompt=edit_search", "the authors' score: sklearn's balanced accuracy in percent plus the entropy")
 def test_edit_search_scores_and_improves() -> None:
     def scores(prompt: str, answer: str) -> float:
         lead, question = prompt.split("\n\n") if "\n\n" in prompt else ("", prompt)
@@ -310,7 +310,7 @@ def test_edit_search_scores_and_improves() -> None:
     for text, said in (("Be useful", truth), ("Be harmful", ["good"] * 7)):
         shares = np.array([said.count("good"), said.count("bad")]) / 7
         spread = -sum(s * np.log(s) for s in shares if s)
-        expected = balanced_accuracy_score(truth, said) + 0.5 * spread
+        expected = 100 * balanced_accuracy_score(truth, said) + 0.5 * spread
         assert part.score(llm, text, LABELLED) == pytest.approx(expected)
 
 

@@ -1,5 +1,8 @@
 """Rewards against reasoning-gym's answers and scorer, VADER itself, tables, and sums by hand."""
 
+import random
+from fractions import Fraction
+
 import pytest
 import reasoning_gym as gym
 import torch
@@ -64,6 +67,31 @@ def test_length_peaks_at_its_target():
 def test_arithmetic_is_the_share_of_true_equations():
     assert judge("arithmetic", "2+3=5, 2 * 4 = 9 and 9/3=3; 1/0=1") == 0.5
     assert judge("arithmetic", "nothing", empty=0.2) == 0.2
+
+
+@pytest.mark.oracle("reward=arithmetic", "sums of products whose values are known from how they are made")
+def test_arithmetic_reads_whole_expressions():
+    rng = random.Random(0)
+    for _ in range(200):
+        (left, value), (right, other) = (expression(rng, n) for n in (rng.randint(2, 4), rng.randint(1, 3)))
+        assert judge("arithmetic", f"so {left} = {right}, then.") == (abs(value - other) < 1e-6), (left, right)
+        assert judge("arithmetic", f"so {left} = {float(value):.9f}.") == 1, left
+        assert judge("arithmetic", f"{left}={float(value + 1):.9f}") == 0, left
+    assert judge("arithmetic", "2 + 3 + 4 = 9 and 2 + 7 = 4 + 5\n- 2 - -3 = 5") == 1
+    assert judge("arithmetic", "1 + 2 + 3 = 5") == 0
+
+
+def expression(rng, terms):
+    """(text, value) of a sum of products of digits, with and without spaces."""
+    text, value = "", Fraction(0)
+    for i in range(terms):
+        sign, product = ("+" if i == 0 else rng.choice("+-")), Fraction(first := rng.randint(1, 9))
+        text += f"{'' if i == 0 else rng.choice((sign, f' {sign} '))}{first}"
+        for _ in range(rng.randint(0, 2) if terms > 1 or i else 0):
+            times, n = rng.choice("*x/"), rng.randint(1, 9)
+            text, product = f"{text} {times} {n}", product / n if times == "/" else product * n
+        value += product if sign == "+" else -product
+    return text, value
 
 
 @pytest.mark.oracle("reward=rule", "sum of its functions")
