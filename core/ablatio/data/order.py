@@ -139,9 +139,8 @@ class RowPlan:
 
     def _step(self, index: int) -> tuple[int, int, int, int]:
         assert self.shape is not None
-        while (
-            len(self._steps) <= index
-        ):  # a shape may depend on the tokens so far: steps are computed in order and kept
+        # A shape may depend on the tokens so far, so that steps are computed in order, and kept.
+        while len(self._steps) <= index:
             before, count, tokens, length = self._steps[-1] if self._steps else (0, 0, 0, 0)
             rows = count * self.accumulate
             shape = self.shape(len(self._steps), tokens + rows * length)
