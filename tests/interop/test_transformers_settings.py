@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from ablatio.config import transformers_keys
+from ablatio.config import from_transformers, transformers_keys
 from ablatio.config.compose import compose_run
 from ablatio.errors import UserError
 from ablatio.interop import compare
@@ -71,6 +71,7 @@ REFUSED = {
         "sliding",
     ),
     "llama one bias": ("Llama", LLAMA | {"attention_bias": True}, "attention_bias"),
+    "smollm3 one bias": ("SmolLM3", LLAMA | {"attention_bias": True, "pad_token_id": 0}, "attention_bias"),
 }  # fmt: skip
 
 
@@ -118,15 +119,33 @@ def test_settings_that_are_refused(tmp_path: Path, form: str) -> None:
         loaded(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "GPT2", "OPT", "Bloom", "GPTNeoX", "T5"])
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma3Text", "GPT2", "OPT", "Bloom", "GPTNeoX", "T5")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_each_key_of_a_config_class_is_known(tmp_path: Path, name: str) -> None:
     """A default config of each class, with all of its keys, is read; and so is one that save_pretrained wrote."""
+    default_config(tmp_path, name)
+    assert from_transformers.read(tmp_path)["model"]["n_layers"] > 0
+
+
+def default_config(folder: Path, name: str) -> None:
     small = {"Mistral": {"sliding_window": None}}.get(name, {})
     config = getattr(transformers, f"{name}Config")(**small)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    from ablatio.config import from_transformers
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
 
-    assert from_transformers.read(tmp_path)["model"]["n_layers"] > 0
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_refuses_a_setting_that_it_does_not_read(tmp_path: Path, name: str) -> None:
+    default_config(tmp_path, name)
+    change(tmp_path, residual_multiplier=2)
+    with pytest.raises(UserError, match="`residual_multiplier` = 2 is not known"):
+        from_transformers.read(tmp_path)
+
+
+def test_the_families_above_are_all_that_can_be_read() -> None:
+    kinds = {getattr(transformers, f"{name}Config").model_type for name in FAMILIES}
+    assert kinds == from_transformers.READERS.keys()
 
 
 @pytest.mark.parametrize("key", ["attn_logit_softcapping", "residual_multiplier", "no_rope_layers", "moe"])

@@ -83,6 +83,7 @@ def _batches(train: dict[str, Any], config: Mapping[str, Any], overrides: Sequen
         return
     unit = rows * length  # tokens of one batch
     if "train.batch_size" not in said and wanted < unit and wanted % length == 0:
+        # A batch that nobody asked for may shrink to the step; of one that was given the step must be a multiple.
         rows, unit = int(wanted // length), int(wanted)
     if wanted % unit:
         near = max(unit, round(wanted / unit) * unit)
@@ -91,6 +92,7 @@ def _batches(train: dict[str, Any], config: Mapping[str, Any], overrides: Sequen
             f"expected a multiple of train.batch_size * row length = {rows} * {length} = {unit:,}, got {wanted:,.12g}"
         )
         other = f"train.batch_size={smaller}" if smaller else f"{BATCH}={near}"
+        # A step within a tenth of the wish is nearer to it than another number of rows.
         yield Problem(BATCH, what, f"{BATCH}={near}" if abs(near - wanted) <= 0.1 * wanted else other)
         return
     train |= {"batch_size": rows, "accumulate": int(wanted // unit), "batch_tokens": None}

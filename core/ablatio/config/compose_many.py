@@ -81,6 +81,7 @@ class Composer:
             if parsed is None:
                 return None
             if is_part(parsed):
+                # One kind with two options is refused by Hydra's path, with its message.
                 if parts.get(parsed.key_or_group, parsed.value()) != parsed.value():
                     return None
                 parts[parsed.key_or_group] = parsed.value()
@@ -88,6 +89,7 @@ class Composer:
                 values.append((parsed.key_or_group, parsed.value()))
             else:
                 framing.append(text)
+        # Sorted: the same kinds in another order share a frame.
         frame = self._frame(tuple(framing), tuple(sorted(parts)))
         if frame is None:
             return None
@@ -142,6 +144,7 @@ def is_value(parsed: Override) -> bool:
         parsed.type is OverrideType.CHANGE
         and "/" not in key
         and not key.startswith("hydra")
+        # It chooses a part, and with it other knobs.
         and not key.endswith(".name")
         and key not in _group_names()
         and _is_plain(parsed.value())
@@ -159,6 +162,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_plain(v) for v in value)
     if isinstance(value, str):
+        # A backslash may escape an interpolation, which OmegaConf alone resolves.
         return "${" not in value and "\\" not in value
     return isinstance(value, bool | int | float | None)
 

@@ -28,12 +28,14 @@ def from_environment(node: Any, raw: Any, resolved: Any) -> set[Path]:
     """
     if not any(_ENV.search(text) for _, text in _texts(raw)):
         return set()
+    # No value of a config holds NUL, so that nothing can look like the mark by chance.
     mark = "\0".join(("", "environment", ""))
     marked = _resolved_with(node, lambda key, default=None: mark)
+    # With the defaults alone: a value that the variable did not change is no secret.
     absent = _resolved_with(node, _default)
     found = set()
-    for path, text in sorted(_texts(raw), key=lambda item: bool(_ENV.search(item[1]))):  # direct references last: they
-        # stand in messages instead of the value.
+    # Direct references last: of two settings with one value, theirs is the expression that messages show.
+    for path, text in sorted(_texts(raw), key=lambda item: bool(_ENV.search(item[1]))):
         value = _at(resolved, path)
         if "${" in text and _at(marked, path) != value:
             found.add(path)
@@ -50,6 +52,7 @@ def _hide_variables(raw: Any, found: set[Path]) -> None:
         if path in PLACES or not _is_free_text(path):
             continue
         for name in re.findall(r"\$\{\s*(?:oc\.)?env:\s*([A-Za-z_][A-Za-z0-9_]*)\s*[,}]", str(_at(raw, path))):
+            # Paths stand in nearly every message, and are hidden where a setting is one.
             if (value := os.environ.get(name)) and "/" not in value:
                 hide(value, f"${{oc.env:{name}}}")
 

@@ -25,7 +25,8 @@ from ablatio.config.transformers_parts import (
 from ablatio.errors import UserError
 from ablatio.storage.paths import shell_word
 
-READERS: dict[str, Callable[[Settings], dict[str, Any]]] = {}
+Reader = Callable[[ReadSettings], dict[str, Any]]
+READERS: dict[str, Reader] = {}
 CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "quantization_config")
 CODE_FILES = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HEAD_NORM_EPS = 1e-6  # of norm=rmsnorm in attention.qk_norm, which has its defaults
@@ -79,8 +80,8 @@ def _tied(theirs: Settings) -> bool:
     return bool(theirs.get("tie_word_embeddings", theirs["model_type"] not in ("llama", "mistral", "qwen2", "qwen3")))
 
 
-def _reader(*names: str) -> Callable[[Callable[[Settings], dict[str, Any]]], Callable[[Settings], dict[str, Any]]]:
-    def keep(function: Callable[[Settings], dict[str, Any]]) -> Callable[[Settings], dict[str, Any]]:
+def _reader(*names: str) -> Callable[[Reader], Reader]:
+    def keep(function: Reader) -> Reader:
         READERS.update(dict.fromkeys(names, function))
         return function
 
@@ -90,7 +91,8 @@ def _reader(*names: str) -> Callable[[Callable[[Settings], dict[str, Any]]], Cal
 @_reader("llama", "mistral", "qwen2", "qwen3")
 def _llama(theirs: Settings) -> dict[str, Any]:
     kind, heads = theirs["model_type"], theirs["num_attention_heads"]
-    if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind == "llama":
+    # Of the other families transformers does not use the two, or has no place for one of them.
+    if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind in ("llama", "smollm3"):
         raise UserError("attention_bias and mlp_bias differ; ablatio has biases in both or in neither")
     if kind == "qwen3" and theirs.get("attention_bias"):
         raise UserError("attention_bias of qwen3 cannot be read: it has biases in o_proj and none in its MLP")
@@ -128,7 +130,7 @@ def _llama(theirs: Settings) -> dict[str, Any]:
 
 
 @_reader("smollm3")
-def _smollm3(theirs: Settings) -> dict[str, Any]:
+def _smollm3(theirs: ReadSettings) -> dict[str, Any]:
     count, every = theirs["num_hidden_layers"], theirs.get("no_rope_layer_interval", 4)
     rotated = theirs.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
     if len(rotated) < count or not any(rotated[:count]):
@@ -137,7 +139,8 @@ def _smollm3(theirs: Settings) -> dict[str, Any]:
         )
     if theirs.get("rope_scaling") or (theirs.get("rope_parameters") or {}).get("rope_type", "default") != "default":
         raise UserError("RoPE scaling of smollm3 cannot be read")
-    found = _llama({**theirs, "rope_theta": theirs.get("rope_theta") or 2000000.0})
+    # Not a dict of them: copying reads every key, and then no unknown setting would be refused.
+    found = _llama(theirs.with_values(rope_theta=theirs.get("rope_theta") or 2000000.0))
     return found | {
         "layers": found.get("layers", {}) | {"position": ["rope" if r else "none" for r in rotated[:count]]}
     }
@@ -182,6 +185,7 @@ def _gemma_rotations(theirs: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     said = theirs.get("rope_parameters") or {}
     if FULL in said or SLIDING in said:
         whole, local = ({"model_type": "gemma3_text", "rope_parameters": said.get(k) or {}} for k in (FULL, SLIDING))
+        # Read and left: beside rotations per type of layer it has no effect, and must not count as unknown.
         theirs.get("rope_theta")
     else:
         whole = {k: theirs.get(k) for k in ("rope_theta", "rope_scaling", "rope_parameters") if theirs.get(k)}

@@ -45,8 +45,12 @@ ONE_VALUE: Mapping[str, Any] = {
 class ReadSettings(Mapping[str, Any]):
     """Settings of a config.json that remembers which of its keys were read."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings, self.read = settings, set[str]()
+    def __init__(self, settings: Mapping[str, Any], read: set[str] | None = None) -> None:
+        self.settings, self.read = settings, set[str]() if read is None else read
+
+    def with_values(self, **values: Any) -> "ReadSettings":
+        """The settings with other values; what is read of these counts as read here, too."""
+        return ReadSettings({**self.settings, **values}, self.read)
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)

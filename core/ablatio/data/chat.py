@@ -46,7 +46,9 @@ class SpecialTokenTokenizer:
         """The base as a `tokenizers.Tokenizer`, with the special tokens added under their ids."""
         made = of_base(eos)
         data = json.loads(made.to_str())
+        # Through JSON, so that the tokens get our ids, and not those that the library would count on with.
         if isinstance(vocab := data["model"]["vocab"], list):  # of a unigram model: the ids are the places
+            # A log-probability so low that no text is ever cut into such a piece.
             vocab += [[sign, -1e4] for sign in self._added]
         else:
             vocab |= {sign: self.specials[sign] for sign in self._added}
@@ -126,6 +128,7 @@ def write(
     dtype = token_type(tokenizer.vocab_size)
 
     def tokenized(segments: list[ChatSegment]) -> Written:
+        # Each conversation opens as a document of the corpora does, so that a base model meets what it was trained on.
         parts = [np.array([start_id(tokenizer)], dtype=dtype)]
         said = [np.zeros(1, dtype=bool)]
         texts = iter([part for group in _groups_of_text(segments) for part in ids[group]])
@@ -136,6 +139,7 @@ def write(
         return Written(np.concatenate(parts), np.concatenate(said), weights_of(segments, said[1:]))
 
     def weights_of(segments: list[ChatSegment], said: list[NDArray[np.bool_]]) -> NDArray[np.float32] | None:
+        # The usual case stays without an array that would say the same as `said`.
         if all(segment.weight == 1 for segment in segments):
             return None
         found = [mask * np.float32(segment.weight) for segment, mask in zip(segments, said, strict=True)]
@@ -149,6 +153,7 @@ def _formatted(template: Template, messages: Sequence[Message], answering: bool)
     if not getattr(template, "tools", False):
         if any(m.calls or m.role == "tool" for m in messages):
             raise UserError(f"the conversation calls tools, {_no_place(template)}")
+        # A system message that only defines tools would be left as an empty turn.
         messages = [replace(m, tools=()) if m.tools else m for m in messages if m.text or not m.tools]
     segments = list(template(messages, answering))
     weights = {m.weight for m in messages if m.role == "assistant"}
@@ -243,5 +248,6 @@ def truncate_to_length(written: Written, length: int, too_long: str, where: str,
     weights = written.weights if written.weights is None else np.append(np.float32(0), written.weights[first:])
     ids, said = np.append(written.ids[:1], written.ids[first:]), np.append(False, written.said[first:])
     kept = Written(ids, said, weights)
+    # `written.said[first]`: the cut goes through an answer, or right before a part of one.
     whole = bool(kept.loss_weights.any()) and not written.said[first]
     return kept if too_long == "cut" and whole else None

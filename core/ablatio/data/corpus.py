@@ -81,16 +81,19 @@ def tokenized(
     """Open the corpus of documents with their fingerprint and cache key, as `split_of` returns them."""
     by_split, fingerprint, content = split
     state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
+    # The state as well as its key: a tokenizer that trains differently on another version gives other tokens.
     key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(start_id(tokenizer)))
     folder = cache / "tokens" / key
     work = cache / "shards" / key
     counts = get_or_build(folder, partial(_tokenize, tokenizer, by_split, work, resources))
+    # Shards that an interrupted build left for the next one; the entry is committed, so that nobody needs them.
     if work.exists():
         shutil.rmtree(work, ignore_errors=True)
     dtype = token_type(tokenizer.vocab_size)
     with explained("open", folder):
         train, validation = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in SPLITS)
         train_at, validation_at = (np.fromfile(folder / f"{split}.documents", dtype=np.int64) for split in SPLITS)
+    # Not a fact of the data: it must not stand among the counts, which runs compare.
     seconds = counts.pop(SECONDS, None)
     return Corpus(train, validation, train_at, validation_at, tokenizer, counts, fingerprint, key, folder, seconds)
 

@@ -100,6 +100,7 @@ def find_files(path: str, source: str, endings: Sequence[Sequence[str]], example
         raise UserError(f"source.path={path!r}: source={source} needs a file, a folder or a glob.\n    try: {command}")
     place = Path(path).expanduser()
     with readable(place):
+        # A name may hold a colon itself: it is a separator only if there is no such file.
         if ":" in path and not place.exists():
             parts = [find_files(part, source, endings, example) for part in path.split(":")]
             return [file for files in parts for file in files]
@@ -121,6 +122,7 @@ def _files_of_folder(place: Path, source: str, endings: Sequence[Sequence[str]],
         return [f for f in found if f.name.endswith(tuple(e + z for e in group for z in ("", *COMPRESSIONS)))]
 
     groups = [(group, having(group)) for group in endings]
+    # One group alone: a folder often holds the same documents twice, as text and as JSON.
     chosen = next((files for _, files in groups if files), [])
     if chosen:
         rest = [f for _, files in groups for f in files if f not in chosen]
@@ -288,6 +290,7 @@ def utf8(raw: bytes, file: Path, offset: int) -> str:
             Place(file), f"an archive without the ending {archive}", "UTF-8 text, or an archive with its ending",
             f"mv {quoted} {shlex.quote(f'{file}{archive}')}",
         )  # fmt: skip
+    # UTF-16 is full of NUL bytes; the later message names the true reason and its command.
     utf16 = offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     if not utf16 and (nul := raw.find(0)) >= 0:
         raise UserError(
@@ -310,6 +313,7 @@ def files_digest(files: Sequence[Path], *knobs: str) -> str:
     parts = []
     for file in files:
         with readable(file):
+            # The suffix decides how a file is read; its name and folder do not, so that a moved corpus keeps its cache.
             parts.append((file.suffix, content_digest(file)))
     return hashlib.sha256(json.dumps([knobs, parts]).encode()).hexdigest()
 
@@ -324,11 +328,13 @@ def content_digest(file: Path) -> str:
         return _sha256(file)
     identity = json.dumps([str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns])
     entry = cache_root() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    # What cannot be read, or was cut short, is computed again.
     with suppress(OSError):
         known = entry.read_text(encoding="ascii")
         if len(known) == 64:
             return known
     found = _sha256(file)
+    # A file that is still being written may change again within the resolution of its times, unnoticed.
     if time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED:
         with suppress(AblatioError):  # a cache that cannot be written
             make_folder(entry.parent)

@@ -64,6 +64,7 @@ class Pipeline:
 
         others  further sources of the same run, whose held-out text the training text must not contain either
         """
+        # Held-out texts that no filter looks at must not change the fingerprint, and with it the cache.
         return FilteredSource(source, self, others if self.avoids else ())
 
 
@@ -131,6 +132,7 @@ def verdicts(
     else:
         measures = (None for _ in texts)
     if hasattr(part, "plan"):
+        # A plan looks at all documents, as in deduplication, so that all measures must be known first.
         measures = list(measures)
         part.plan(measures)
     for text, measure in zip(texts, measures, strict=True):
@@ -150,6 +152,7 @@ def _filter(source: Source, pipeline: Pipeline, others: Sequence[Source], folder
     records = []
     for number, (name, part) in enumerate(pipeline.build().items(), 1):
         found, rest = Stage(name, part, kept, held_out), folder / f"stage-{number}.jsonl"
+        # From file to file: a filter may read its texts several times, and a corpus need not fit into memory.
         _write(rest, found.kept(pipeline.workers, pipeline.engine))
         records.append(found.record())
         kept.unlink()
@@ -191,6 +194,7 @@ class Stage:
 
     def _judged(self, document: Document, verdict: Verdict) -> Document | None:
         self.seen += 1
+        # White space alone is no document: its row would be two ends of documents in a row.
         text = verdict.text if verdict.text and verdict.text.strip() else None
         if text is None:
             self.dropped += 1
@@ -235,6 +239,7 @@ def _write(path: Path, documents: Iterable[Document]) -> None:
 
 
 def _read(path: Path, split: Split) -> Iterator[Document]:
+    # Python's universal newlines would cut a line at a bare carriage return of a text.
     with explained("read", path), path.open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
             name, text = json.loads(line)

@@ -60,6 +60,7 @@ class Item:
     @property
     def digest(self) -> str:
         """First digits of a sha256 of what is asked, by which two runs know that they answered the same item."""
+        # Not the id: two versions of a benchmark may number other questions alike.
         parts = (self.prompt, self.delimiter, str(self.correct), *self.choices)
         return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -120,6 +121,7 @@ class Response:
     @property
     def logp(self) -> float:
         """Log-probability of the whole continuation, in nats."""
+        # Exact, so that the order of summing does not decide which of two choices is the more probable.
         return math.fsum(self.logps)
 
 

@@ -48,6 +48,7 @@ def checked_shares(shares: Mapping[str, float], names: Sequence[str], where: str
     if abs(total - 1) > SUM:
         raise UserError(f"{where}: the shares {_listed(found)} of {told} sum to {total:g}, expected 1\n"
                         f"    try: {where}={_listed(found / total)}")  # fmt: skip
+    # Within the tolerance, but the cumulated shares must end at 1.
     return found / total
 
 
@@ -103,6 +104,7 @@ class Draws:
         places = np.empty(len(sources), dtype=np.int64)
         for i, tokens in enumerate(self.tokens(step)):
             here = sources == i
+            # Rounded up: if the length has changed, a part of a row is skipped rather than trained on twice.
             places[here] = -(-tokens // length) + np.arange(here.sum())
         mine = slice(place * count, (place + 1) * count)
         return first + np.arange(len(sources), dtype=np.int64)[mine], sources[mine], places[mine]
@@ -111,6 +113,7 @@ class Draws:
         """(tokens before each step of the block, sources of the rows of each step)."""
         if number in self._blocks:
             return self._blocks[number]
+        # A run that resumes at step k draws the blocks before it again: no state has to be saved for the counts.
         for earlier in range(len(self._tokens) - 1, number):
             self._draw(earlier)
         return self._draw(number)
@@ -131,6 +134,7 @@ class Draws:
         before = self._tokens[number] + np.cumsum(counts, axis=0) - counts
         if len(self._tokens) == number + 1:
             self._tokens.append(before[-1] + counts[-1])
+        # Two blocks: data workers ask ahead of the step that is trained, across the end of a block.
         while len(self._blocks) > 1:
             del self._blocks[next(iter(self._blocks))]
         self._blocks[number] = before, np.split(sources, np.cumsum(rows)[:-1])
@@ -169,6 +173,7 @@ class MixedBatches(Dataset[Batch]):
         step = number // plan.accumulate
         length, share = plan.row_length(step, self.draws.length), self.share(step)
         rows, sources, places = self.draws.batch(number)
+        # All ranks draw the whole batch and keep their part, so that the rows do not depend on the number of ranks.
         mine = first.order.rows(0, len(rows), self.rank, self.world)
         rows, sources, places = rows[mine], sources[mine], places[mine]
         tokens = torch.empty(len(rows), length + 1, dtype=torch.int64)

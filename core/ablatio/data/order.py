@@ -36,6 +36,7 @@ class WindowOrder:
     def epoch(self, epoch: int) -> tuple[int, Positions]:
         """Return the offset and the permutation (n,) of one epoch."""
         if epoch not in self._epochs:
+            # PCG64 by name: the default generator of numpy may change, and with it the order of every run.
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
             offset = int(rng.integers(self.offsets))
             while len(self._epochs) > 1:  # keep two: a batch spans at most two epochs, unless it is longer than one
@@ -48,6 +49,7 @@ class WindowOrder:
         if count % world:
             raise UserError(f"a batch of {count} rows cannot be split over {world} ranks; use a multiple of {world}")
         share = count // world
+        # Neighboring rows for one rank: all ranks together have the same rows as one device with the whole batch.
         return first + rank * share + np.arange(share, dtype=np.int64)
 
     def starts(self, rows: Positions) -> Positions:
@@ -79,6 +81,7 @@ class DocumentOrder(WindowOrder):
         """`documents`: start positions of the documents, ascending."""
         super().__init__(n_tokens, length, seed)
         self.all_documents, self.documents = documents, whole_rows(documents, n_tokens, length)
+        # A document starts where it starts, so that there is no offset to draw.
         self.windows, self.offsets = len(self.documents), 1
 
     def of_length(self, length: int) -> "DocumentOrder":
@@ -136,9 +139,8 @@ class RowPlan:
 
     def _step(self, index: int) -> tuple[int, int, int, int]:
         assert self.shape is not None
-        while (
-            len(self._steps) <= index
-        ):  # a shape may depend on the tokens so far: steps are computed in order and kept
+        # A shape may depend on the tokens so far, so that steps are computed in order, and kept.
+        while len(self._steps) <= index:
             before, count, tokens, length = self._steps[-1] if self._steps else (0, 0, 0, 0)
             rows = count * self.accumulate
             shape = self.shape(len(self._steps), tokens + rows * length)
@@ -154,6 +156,7 @@ class RowPlan:
         if self.shape is None:
             return number * self.full, self.full
         _, count, tokens, length = self._step(step)
+        # Rounded up: if the length has changed, a part of a row is skipped rather than trained on twice.
         return -(-tokens // length) + place * count, count
 
 
@@ -176,6 +179,7 @@ class EasiestFirst:
         if length not in self._sorted:
             starts = np.arange(max(1, (self.n_tokens - 1) // length), dtype=np.int64) * length
             of_document = np.searchsorted(self.documents, starts, side="right") - 1
+            # Stable: rows of one document, and ties between documents, keep the order of the stream on every machine.
             self._sorted[length] = starts[np.argsort(self.difficulty[of_document], kind="stable")]
         pool = self._sorted[length]
         count = max(1, int(np.ceil(share * len(pool))))
@@ -187,5 +191,7 @@ def uniforms(seed: int, rows: Positions, stream: int = 0) -> NDArray[np.float64]
     if not len(rows):
         return np.zeros(0)
     first = int(rows[0])
+    # `advance` jumps to row g without drawing those before it. The number is "mix" in ASCII: it keeps this stream of
+    # draws apart from that of the order, [seed, epoch].
     generator = np.random.PCG64(np.random.SeedSequence([seed, 0x6D6978, stream])).advance(first)
     return np.random.Generator(generator).random(int(rows[-1]) - first + 1)[rows - first]

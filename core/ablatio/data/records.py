@@ -112,6 +112,7 @@ def _json(file: Path, stream: IO[bytes], expected: Expected, bad: Report) -> Ite
     if text.lstrip().startswith("["):
         yield from _json_list(file, text + "".join(line for _, line in every), number, expected, bad)
         return
+    # One object over several lines; of other files the first line decides, so that a broken line is named as one.
     if text.strip() == "{" or (text and kind_of(file) == ".json" and not _is_json(text)):
         text += "".join(line for _, line in every)
     while text:
@@ -163,6 +164,7 @@ def _json_list(file: Path, text: str, line: int, expected: Expected, bad: Report
         return
     for number in itertools.count(1):
         try:
+            # One by one and not `json.loads`, which would hold all records as objects at once.
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise broken(at, f"not valid JSON in record {number} ({error})") from None
@@ -185,6 +187,7 @@ def _json_list(file: Path, text: str, line: int, expected: Expected, bad: Report
 def _csv(file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str], bad: Report) -> Iterator[Record]:
     """Rows of a table in text; the first one names the columns."""
     csv.field_size_limit(LINE_LIMIT)  # its own limit of 128 KiB is less than a document
+    # strict: without it the reader guesses what a stray quote means, and rows run into one another.
     rows = csv.reader((text for _, text in read_lines(file, stream)), delimiter=delimiter, strict=True)
     names: list[str] = []
     line = 1
@@ -195,6 +198,7 @@ def _csv(file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str], 
             raise invalid_data(Place(file, "line", line), f"not valid CSV ({error})", "a row of cells") from None
         if row is None:
             return
+        # A cell may hold line ends: a row's number is not that of its line.
         place, line = Place(file, "line", line), rows.line_num + 1
         if not names:
             names = row
@@ -215,8 +219,10 @@ def _tar(file: Path, stream: IO[bytes], columns: Sequence[str], bad: Report) -> 
     """
     number = 0
     try:
+        # As a stream: a decompressed archive cannot go back, and each member is read before the next is looked for.
         with tarfile.open(fileobj=stream, mode="r|") as shard:
             files = (member for member in shard if member.isfile())
+            # Consecutive members only, as in WebDataset: no index of the whole archive is needed.
             for _, members in itertools.groupby(files, lambda member: _sample(member.name)[0]):
                 number += 1
                 place, fields, endings = Place(file, "record", number), dict[str, Any](), list[str]()
@@ -263,6 +269,7 @@ class UnusedFields:
     def add(self, record: Mapping[str, Any], known: set[str], prefix: str = "") -> None:
         """Count the fields of `record` that are not `known` and not null."""
         for name in record.keys() - known:
+            # A null is what tables and exporters write for a missing field.
             if record[name] is not None:
                 self.count(prefix + str(name).encode("utf-8", "backslashreplace").decode()[:80])
 

@@ -117,8 +117,11 @@ def tokenize(tokenizer: Tokenizer, by_split: TrainValSplit, folder: Path, work: 
     if done:
         log.info("%d tokenized shard(s) of an interrupted preparation are used", len(done))
     if not (done and done[-1]["last"]):
+        # The source is read again from its beginning: it has no position that could be stored, and reading is cheap
+        # beside tokenizing.
         documents = islice(by_split.assigned(), sum(facts["read"] for facts in done), None)
         for shard in _shards(_encoded(tokenizer, _groups(documents), resources)):
+            # A corpus of one shard is written where it belongs; copying it from a shard would double the work.
             if shard.last and not done:
                 return _without_position(shard.write(folder))
             done.append(get_or_build(work / f"{len(done):06d}", shard.write))
@@ -167,6 +170,7 @@ def _shards(groups: Iterable[Encoded]) -> Iterator[Shard]:
     for group in groups:
         if shard.tokens >= SHARD:
             yield shard
+            # Only when one more group comes is it known that the shard before was not the last.
             shard = Shard()
         shard.add(group)
     shard.last = True
@@ -196,8 +200,10 @@ def _groups(documents: Iterable[tuple[Split, Any]]) -> Iterator[Group]:
 
 def encode_group(tokenizer: Tokenizer, group: Group) -> Encoded:
     """Encode a group of documents; training documents with `encode_train` if the tokenizer has it."""
+    # CPU time of this process: the wall clock would count the other workers and whatever else the machine does.
     begin = time.process_time()
     methods: Mapping[Split, Callable[[Sequence[str]], list[Ids]]] = {
+        # Random segmentation (BPE dropout) belongs to training; held-out text must be the same for every run.
         "train": getattr(tokenizer, "encode_train", tokenizer.encode), "validation": tokenizer.encode
     }  # fmt: skip
     pieces = {}

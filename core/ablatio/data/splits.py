@@ -26,6 +26,7 @@ def text_digest(document: Document) -> bytes:
 
 def hash_split(digest: bytes, val_fraction: float) -> Split:
     """Return 'validation' if the first 64 bits of the sha256 of the text, over 2^64, are below `val_fraction`."""
+    # Of the text alone: adding or reordering documents moves none of the others to another split.
     return "validation" if int.from_bytes(digest[:8], "big") < val_fraction * 2.0**64 else "train"
 
 
@@ -77,6 +78,7 @@ def refuse_empty_split(
 def fraction_for_both(digests: Iterable[bytes]) -> float | None:
     """Return the shortest decimal fraction for which `hash_split` fills both splits; None if there is none."""
     shares = sorted({int.from_bytes(digest[:8], "big") / 2.0**64 for digest in digests})
+    # Rounded up to ever more digits, so that the command in the message has a number that people would type.
     for digits in range(1, 12) if len(shares) > 1 else ():
         fraction = math.floor(shares[0] * 10.0**digits + 1) / 10.0**digits
         if shares[0] < fraction <= shares[-1] and fraction < 1:
@@ -127,6 +129,7 @@ class TrainValSplit:
         held_out, copies = self.held_out, 0
         counts: dict[Split, int] = {"train": 0, "validation": 0}
         for split, digest, document in self._assigned():
+            # The copy in the training split goes: the held-out text is what runs are compared on.
             if split == "train" and digest in held_out:
                 copies += 1
                 continue

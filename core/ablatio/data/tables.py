@@ -38,6 +38,7 @@ def table_rows(file: Path, head: bytes, kind: str, columns: Sequence[str] = ()) 
             if batch is None:
                 return
             rows = batch.to_pylist()
+        # Outside the guard: an error of whoever consumes the rows is not one of the table.
         for row in rows:
             yield {name: value for name, value in row.items() if value is not None}
 
@@ -59,6 +60,7 @@ def _arrow(file: Path, head: bytes, columns: Sequence[str]) -> Iterator[Any]:
         batches = (table.get_batch(i) for i in range(table.num_record_batches)) if random_access else table
         for batch in batches:
             part = batch.select(read) if read else batch
+            # A file may be one batch of a million rows, and `to_pylist` makes a Python object of every cell.
             yield from (part.slice(start, _ROWS) for start in range(0, part.num_rows, _ROWS))
 
 
@@ -91,6 +93,7 @@ def _valid_table(file: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
+        # pyarrow raises OSError without a number for content; one with a number comes from the system.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise invalid_data(Place(file), f"not a valid table ({str(error)[:200]})", "Parquet or Arrow") from None

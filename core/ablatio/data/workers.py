@@ -38,6 +38,7 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) ->
             if not idle:
                 idle.append(busy.popleft())
                 yield idle[-1].result()
+            # Only a worker that has given its result back gets an item: with both pipes full, both ends would wait.
             idle[0].connection.send(item)
             busy.append(idle.popleft())
         while busy:
@@ -102,6 +103,7 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     """Answer items until the parent closes the connection or dies; does not return."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and closes the connection
+        # Handlers of the parent would save a checkpoint or write its ledger from here.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per process
         while True:
@@ -114,4 +116,5 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     except (EOFError, OSError):
         os._exit(0)
     finally:
+        # Not `sys.exit`: the parent's `finally` blocks and exit functions must not run in its copy.
         os._exit(1)

@@ -129,6 +129,7 @@ def read(sources: list[PluginSource]) -> Catalogue:
     a plugin waits for the import of the plugin alone.
     """
     key = _fingerprint(sources)
+    # One file per key: two environments or versions beside each other do not overwrite one another's.
     path = cache_root() / FOLDER / f"{key}.json"
     with contextlib.suppress(OSError, EnvironmentFault):
         stored = read_object(path, {"digest": str, "catalogue": dict})
@@ -194,6 +195,7 @@ def _fingerprint(sources: list[PluginSource]) -> str:
     lines = [f"{FORMAT} {sys.version} {sys.prefix}"]
     for source in sources:
         lines.append(f"{source.distribution} {source.name} {source.module}")
+        # Time and size, not content: every command computes this key before it does anything else.
         lines += [_stamp(p) for p in source.files]
     lines += [_stamp(p) for p in sorted(HERE.rglob("*.py"))]
     lines += [_stamp(Path(p)) for p in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})]
@@ -220,6 +222,7 @@ def _scan(sources: list[PluginSource], ours: Catalogue | None) -> Catalogue:
         if culprit and KILLED in ending and culprit not in killed:  # perhaps for lack of memory at that moment
             killed.add(culprit)
             continue
+        # It failed although that plugin was left out: the fault is not in the plugins.
         if not culprit or culprit in lost:
             raise EnvironmentFault(
                 f"the plugins cannot be read: the process that imports them {ending}\n"
@@ -243,6 +246,7 @@ def _scan_in_child(
                 "ours": ours.to_json() if ours else None,
             }
         )
+        # The child must find what this process finds, as after a change of sys.path in a notebook.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         try:
             run = subprocess.run(
@@ -251,6 +255,7 @@ def _scan_in_child(
                 env=environment,
                 capture_output=True,
                 text=True,
+                # The child limits each plugin by a signal; this is for a library that lets no signal through.
                 timeout=30 + OUR_SECONDS + LOAD_SECONDS * len(sources),
                 check=False,
             )
@@ -262,6 +267,7 @@ def _scan_in_child(
             ending = "did not finish loading in time"
         if result.exists():
             return Catalogue(**json.loads(result.read_text())), "", ending
+        # Each plugin is written down before it is imported: the last one is that at which the child ended.
         return None, progress.read_text().split("\n")[-1] if progress.exists() else "", ending
 
 

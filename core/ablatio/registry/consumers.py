@@ -60,9 +60,11 @@ def _choice_without_effect(kind: str, node: Any) -> str:
     if registry is None or not node or not registry.in_run or not _of_plugin(registry) or registry.attaches:
         return ""
     name = node["name"] if isinstance(node, Mapping) and isinstance(node.get("name"), str) else ""
+    # The default stands in every config, whether or not anything reads it.
     if name and name == registry.default:
         return ""
     chosen = f"{kind}={name or ','.join(map(str, node))}"
+    # Built through a knob, the config's own choice may still be read by code; only then has it an effect.
     if knobs := knobs_of(kind):
         if _source_uses(registry)["reads"]:
             return ""
@@ -91,6 +93,7 @@ def _source_uses(registry: Registry[Any]) -> dict[str, bool]:
     """Return {"builds", "reads"}: code of a plugin builds parts of the kind; code of a plugin reads its choice."""
     found = {"builds": False, "reads": False}
     trees = list(_trees())
+    # In all files first: a registry may be defined in one module and used in another.
     names = {name for tree in trees for name in _assigned(tree, registry.kind)}
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and node.attr in BUILDERS:

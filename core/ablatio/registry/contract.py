@@ -51,6 +51,7 @@ def described(registry: Registry[Any]) -> Described:
     found = Described()
     for number, protocol in enumerate(registry.contract):
         doc = inspect.getdoc(protocol) or ""
+        # The first protocol is the kind itself; others count if they describe something.
         if number == 0 or any(map(TITLE.match, doc.splitlines())):
             _read(f"{doc}\n", found)
     return found

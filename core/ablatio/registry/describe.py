@@ -38,6 +38,7 @@ def describe(
         ContractError: one text with all faults of the part.
     """
     where = place_of(registry.kind, name, target)
+    # All faults are collected: an author who mends one at a time imports torch each time.
     faults = list(_facts_with_old_or_unknown_names(registry, target, said))
     try:
         wiring, knobs = read_signature(target, where)

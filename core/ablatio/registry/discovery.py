@@ -199,6 +199,7 @@ def _import_module(module: str, source: PluginSource) -> list[Fault]:
     try:
         with transaction():
             importlib.import_module(module)
+    # The time limit is that of the whole plugin, which is then left out.
     except (KeyboardInterrupt, TimeoutError):
         raise
     except BaseException as error:
@@ -211,6 +212,7 @@ def _import_module(module: str, source: PluginSource) -> list[Fault]:
 
 
 def _lasts(error: BaseException) -> bool:
+    # An installed library changes site-packages, and with it the key of the catalogue; a timeout changes nothing.
     return isinstance(error, ContractError | SyntaxError | ModuleNotFoundError)
 
 
@@ -229,6 +231,7 @@ def _reason(error: BaseException, source: PluginSource) -> str:
     if isinstance(error, ContractError | TimeoutError):
         return str(error)
     folder = str(source.folder or source.module)
+    # The last line of the plugin itself: deeper ones lie in a library that its author cannot change.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if folder in f.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{renamed.import_hint(error)}{where}"
@@ -284,6 +287,7 @@ def _check_yaml(path: Path, source: PluginSource, taken: dict[str, Distribution]
 
 def refuse_objects(data: Any, where: str) -> None:
     """Raise ContractError if nested data has a key that would build an object, or more than MAX_NODES values."""
+    # Not by recursion: YAML anchors can nest without end, and make a few lines a billion values.
     stack, nodes = [(data, "")], 0
     while stack:
         node, path = stack.pop()

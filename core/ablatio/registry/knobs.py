@@ -18,6 +18,7 @@ from ablatio.registry.value_schedules import ValueSchedule, is_value_schedule
 
 Scalar = bool | int | float | str | None
 SCALARS = {bool: "bool", int: "int", float: "float", str: "str"}
+# OmegaConf's mark of a value that is still to be set.
 REQUIRED = "???"
 CONSTANT = "this setting cannot change during training"
 
@@ -189,6 +190,7 @@ class Knob:
 
     def _has_type(self, value: Any) -> bool:
         if self.type == "float":
+            # In Python True is an int; `affine=true` for a number is a mistake.
             return isinstance(value, int | float) and not isinstance(value, bool)
         if self.type == "int":
             return isinstance(value, int) and not isinstance(value, bool)
@@ -227,6 +229,7 @@ class Knob:
         data = {k: v for k, v in asdict(self).items() if k not in ("range",)}
         if self.range:
             r = self.range
+            # JSON has no infinity.
             data["range"] = [None if math.isinf(r.low) else r.low, None if math.isinf(r.high) else r.high]
             data["range_open"] = [r.open_low, r.open_high]
         return data
@@ -276,6 +279,7 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
             "Literal, lists of them, or null"
         )
     said = (option.kind, help_, option.also, option.forms, changes is not None, bool(changes and changes.flops))
+    # `x: float = None` counts as `float | None`, as type checkers once read it.
     knob = Knob(name, SCALARS[annotation], default, optional or default is None, length, choices, bounds, *said)
     if problem := knob.problem(default):
         raise SignatureError(f"{where}: the default of the knob `{name}` does not match its type: {problem}")
@@ -307,6 +311,7 @@ def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, .
     if inspect.isclass(target) and _has_no_own_init(target):
         return (), ()
     try:
+        # Resolved here, since `from __future__ import annotations` leaves annotations as text.
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise SignatureError(f"{where}: an annotation names `{error.name}`, which its module does not define") from None

@@ -22,6 +22,7 @@ FILE = "oracles.json"
 def checked_against(entry: PartSpec) -> tuple[str, ...]:
     """Oracles of a part; empty if none is recorded or the part's source has changed since."""
     found = _records(entry.module.split(".")[0]).get(f"{entry.kind}={entry.name}", {})
+    # A record of other source says nothing about this part: it was not what the test ran.
     return tuple(found.get("against", ())) if found.get("digest") == entry.digest else ()
 
 

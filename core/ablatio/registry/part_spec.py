@@ -149,6 +149,7 @@ def refuse_another_description(listed: PartSpec, found: PartSpec) -> None:
         first, second = (json.dumps(part.to_json().get(what), sort_keys=True) for part in (listed, found))
         if first != second:
             folder = cache_root() / "catalogue"
+            # The next command scans anew; what a file of others said of code is not used a second time.
             shutil.rmtree(folder, ignore_errors=True)
             raise EnvironmentFault(
                 f"the catalogue of parts in {folder} does not describe {found.kind}={found.name} as its source does: "

@@ -126,6 +126,7 @@ def current() -> PartsFile | None:
 def load(file: PartsFile) -> None:
     """Execute the file and register its parts; UserError if that fails.  Another file that was named is forgotten."""
     global _current
+    # Path and text: an edited file is another one, and is executed again.
     if _current == file:
         return
     unload()
@@ -164,6 +165,7 @@ def _execute(file: PartsFile) -> None:
     spec = importlib.util.spec_from_loader(MODULE, _Loader(file))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Before it is executed, as an import does: dataclasses and type hints look up their module there.
     sys.modules[MODULE] = module
     spec.loader.exec_module(module)
 
@@ -247,6 +249,7 @@ def refuse_another(record: Any, folder: Path) -> None:
     if _current is not None and _current.sha256 == sha256:
         return
     made = f"{folder} uses parts of the file {path} (sha256 {sha256[:SHOWN]})"
+    # The user's own file first: it may be imported from, and edited; the copy is the last resort.
     fitting = [place for place in (path, str(folder / COPY)) if _digest_of(place) == sha256]
     if _current is None:
         what = f"{made}, and only you may name code that is to be executed"

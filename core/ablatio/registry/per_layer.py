@@ -54,6 +54,7 @@ def read_entry(value: Any) -> Entry:
     if not isinstance(text, str):
         raise ValueError(f"expected the name of an option, got {str(text)[:60]!r}")
     name, star, times = (part.strip() for part in text.partition("*"))
+    # isdigit alone takes "²", and int() of a million digits takes minutes.
     if star and not (times.isascii() and times.isdigit() and 0 < int(times[:9]) <= 10_000):
         raise ValueError(f"expected a number of layers after `*`, such as {name}*3, got {text!r}")
     return Entry(name, dict(knobs or {}), int(times) if star else 1)
@@ -75,6 +76,7 @@ def expanded(entries: Sequence[Entry]) -> list[Entry]:
 def shortest(entries: Sequence[Entry]) -> list[Entry]:
     """The shortest list with the same cycle: [a, a, b, a, a, b] -> [a*2, b]."""
     cycle = expanded(entries)
+    # The smallest period: [a,b,a,b] and [a,b] give the same layers, so they must give one id.
     size = next(n for n in range(1, len(cycle) + 1) if len(cycle) % n == 0 and cycle == cycle[:n] * (len(cycle) // n))
     if size == 1:
         return cycle[:1]
@@ -107,6 +109,7 @@ def entries_at(config: Mapping[str, Any], kind: str, depth: int) -> list[Entry |
     cycle: list[Entry | None] = [*expanded(read_list(lists[kind]))] if kind in lists else [None]
     found = [cycle[i % len(cycle)] for i in range(depth)]
     for layer, value in single.get(kind, {}).items():
+        # Single layers last, so that they replace what the cycle put there; -1 is Python's own last.
         found[int(layer)] = read_entry(value)
     return found
 
@@ -141,6 +144,7 @@ def _plain(value: Any) -> Any:
 def depths(config: Mapping[str, Any]) -> list[int]:
     """Number of layers of each stack of the config's model."""
     model, stacks = config["model"], REGISTRIES["architecture"][config["architecture"]["name"]].facts["stacks"]
+    # The cycle starts anew in each stack, so that each depth has its own combinations.
     own = [model.get("encoder_layers")] if len(stacks) == 2 else []
     return list(dict.fromkeys([model["n_layers"], *(n for n in own if n)]))
 
@@ -255,6 +259,7 @@ def _single_problems(config: Mapping[str, Any], kind: str, value: Any) -> Iterat
     seen: dict[int, Any] = {}
     for key, option in value.items():
         try:
+            # int() would take 1.5 and true, too.
             layer = int(key) if not isinstance(key, bool | float) else int("no number")
         except ValueError:
             yield Problem(where, f"expected numbers of layers (0 is the first, -1 the last), got {key!r}", form)
@@ -312,6 +317,7 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             for layer, node in enumerate(found):
                 yield from _taken_over(where, registry, layer, node)
             yield from _group_problems(where, registry, found)
+            # The run's option acts outside the layers as well, and must then fit to those inside.
             stands = [*found, config[kind]] if registry.per_layer == "also outside" else found
             whole = [n for n in dict.fromkeys(str(node["name"]) for node in stands) if _connects_layers(registry[n])]
             if whole and any(node != stands[0] for node in stands):

@@ -262,6 +262,7 @@ class Registry(KindContract, Generic[T]):
         if not self.default or node.get("name") != self.default:
             return False
         held = self.entries[self.default].defaults
+        # Knobs that the node lacks have their defaults; a list and a tuple are the same in a config.
         return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
 
     def names(self) -> list[str]:
@@ -287,8 +288,10 @@ class Registry(KindContract, Generic[T]):
         """The class or function of an option; its module is imported if necessary."""
         entry = self[name]
         if name not in self._targets:
+            # The guards of the scan hold here, too: a module may do other things when it is imported in a run.
             with others_unchanged(entry.distribution), provided_by(entry.distribution), faulty_parts() as faults:
                 importlib.import_module(entry.module)
+            # Another faulty part of the module costs that part alone.
             for fault in faults:
                 if (fault.kind, fault.name) == (self.kind, name):
                     raise ContractError(f"{self.kind}={name} ({fault.place}): {fault.reason}")
@@ -320,8 +323,10 @@ class Registry(KindContract, Generic[T]):
                 raise UserError(f"{where}: {value} is a schedule here, where only a constant is supported\n"
                                 f"    try: {where}={value}, for the option of the run")  # fmt: skip
         if self.calls and not inspect.isclass(target):
+            # A function of a kind with `calls` is the part itself, called with tensors; others build it.
             return functools.partial(target, **values)  # type: ignore[return-value]
         if lacking := [w for w in entry.wiring if w not in wiring]:
+            # Not a UserError: the framework itself has forgotten something.
             raise TypeError(f"{self.kind}={name} needs the wiring `{lacking[0]}`, which was not passed")
         return target(**{w: wiring[w] for w in entry.wiring}, **values)
 

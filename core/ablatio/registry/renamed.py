@@ -119,6 +119,7 @@ def first_names(config: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(config)
     for where, kind, option, node in _options(config):
         if renamed := KNOBS.get(f"{kind}={option}"):
+            # The hash of a run must not change with a name, or every earlier checkpoint would belong to another run.
             first = {new: old for old, new in renamed.items()}
             _put(found, kind, where, {first.get(str(key), key): value for key, value in node.items()})
     return found
@@ -146,6 +147,7 @@ def key(dotted: str) -> str:
         kind, _, option = where.partition("=")
         for old, new in table.items():
             for prefix in (kind, f"{kind}.{option}"):
+                # Also at the end of a longer path, as in `stages.sft.quantization.aware`.
                 if dotted == f"{prefix}.{old}" or dotted.endswith(f".{prefix}.{old}"):
                     return dotted.removesuffix(old) + new
     return dotted

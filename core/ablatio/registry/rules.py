@@ -25,6 +25,7 @@ from typing import Any
 from ablatio.errors import Problem
 from ablatio.registry.registry import ContractError
 
+# Python's parser needs memory and recursion in proportion; a rule of ours has at most 300 characters.
 MAX_LENGTH = 500
 
 
@@ -77,11 +78,13 @@ def evaluate(text: str, config: Mapping[str, Any]) -> Any:
     """Value of an expression over nested dicts; raises Undecided if a name is missing."""
     try:
         return _value(_parse(text), config)
+    # A value of the wrong type has a problem of its own, which the schema reports with its key.
     except (TypeError, ZeroDivisionError, OverflowError, ValueError) as error:
         raise Undecided(str(error)) from error
 
 
 def _divisors(n: int) -> list[int]:
+    # Bounded: a plugin's rule, or a mistyped width of 10^12, must not stall every command.
     return [d for d in range(1, min(n, 100_000) + 1) if n % d == 0]
 
 
@@ -128,6 +131,7 @@ def _parse(text: str) -> ast.expr:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ContractError(f"a rule contains {text!r}, which is not a valid expression: {error.msg}") from None
+    # Once, when the rule is added: what is not listed cannot reach the interpreter below.
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
             raise ContractError(f"a rule calls {ast.unparse(node.func)}; it may call {', '.join(_FUNCTIONS)}")

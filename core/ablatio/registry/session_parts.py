@@ -47,6 +47,7 @@ def _from_cell(target: Callable[..., Any]) -> str | None:
             continue
         for node in statements:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == target.__name__:
+                # `lineno` is that of `class`; the decorator above registers the part.
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
     return None

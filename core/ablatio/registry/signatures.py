@@ -118,6 +118,7 @@ def _takes(found: tuple[Parameter, ...], method: Method) -> bool:
     count, any_place = len(method.positional), any(p.kind is p.VAR_POSITIONAL for p in found)
     if len(places) < count and not any_place:
         return False
+    # What the framework does not pass by position has to have a default, or the call fails.
     left_out = [*places[count:], *(p for p in found if p.kind is p.KEYWORD_ONLY)]
     if any(p.default is p.empty for p in left_out):
         return False

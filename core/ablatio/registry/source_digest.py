@@ -51,6 +51,7 @@ def source_digest(module: str, qualname: str) -> str:
 
 def _follow(module: str, name: str, pieces: dict[tuple[str, str], str], read: Callable[[str], _Module | None]) -> None:
     here = read(module)
+    # Definitions may use one another in a circle.
     if here is None or (module, name) in pieces:
         return
     if name in here.imports and name not in here.definitions:
@@ -144,6 +145,7 @@ def _imports(statement: ast.ImportFrom | ast.Import, parent: str, top: str) -> I
 def _path(module: str) -> Path | None:
     """File of a module, found without importing its parent packages."""
     top, *rest = module.split(".")
+    # `find_spec` costs a search of sys.path; the package is nearly always imported already.
     known = getattr(sys.modules.get(top), "__file__", None)
     try:
         spec = None if known else importlib.util.find_spec(top)

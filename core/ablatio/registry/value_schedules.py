@@ -67,6 +67,7 @@ class ValueSchedule(str):
             made._check_numbers()
         return made
 
+    # Copies and pickles of a str call __new__ with its text alone; `whole` must come along.
     def __getnewargs__(self) -> tuple[str, bool]:  # type: ignore[override]
         return str(self), self.whole
 
@@ -101,7 +102,9 @@ class ValueSchedule(str):
 
     def at(self, step: int, total: int, tokens: float = 0) -> Value:
         """Value in step number `step` (from 0) of `total`, with `tokens` trained on before it."""
+        # The last step is at 1, so that the final value is reached; a run of one step is at 0.
         done = {"": step / max(1, total - 1), "steps": step, "tokens": tokens}[self.unit]
+        # The tolerance: a place such as 0.3 of 11 steps is reached in step 3, whatever the division rounds to.
         after = next((i for i, point in enumerate(self.points) if point.place > done + 1e-12), len(self.points))
         before, next_ = self.points[max(0, after - 1)], self.points[min(after, len(self.points) - 1)]
         if self.form in ("stages", "steps") or before is next_:
@@ -129,6 +132,7 @@ class ValueSchedule(str):
         if self.by is not None:
             value = math.floor(value / self.by + 0.5) * self.by
         value = min(max(a, b), max(min(a, b), value))
+        # Not `round`, which takes 0.5 to 0 and 1.5 to 2: a line would have steps of unequal length.
         return math.floor(value + 0.5) if self.whole else value
 
 

@@ -60,6 +60,7 @@ def cell(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return repr(value)
     text = visible(value)
+    # A spreadsheet skips leading spaces; tab and return are replaced in `text`, so the value is looked at as well.
     return "'" + text if text.lstrip(" ").startswith(_FORMULA) or str(value)[:1] in _FORMULA else text
 
 
@@ -77,5 +78,6 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def script_json(data: Any) -> str:
     """Serialize to JSON for a script block: no character in it can close the block or open a comment."""
+    # ASCII: U+2028 and U+2029 end a line in older JavaScript, and no encoding of the page can change a character.
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

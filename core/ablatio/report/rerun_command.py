@@ -48,6 +48,7 @@ def of_arm(commands: Sequence[Sequence[str]]) -> str:
     rest = [text for text in known[0] if key_of(text) != SEED]
     seeds = [value_of(text) for command in known for text in command if key_of(text) == SEED]
     alike = all([t for t in command if key_of(t) != SEED] == rest for command in known)
+    # Runs that differ in more, as by what was tuned for each, have no command in common.
     if len(known) < 2 or not alike or len({*seeds}) != len(known):
         return line(known[0])
     one = ONE_ARM if any(text.lstrip("+").startswith("sweep=") for text in rest) else ()
@@ -59,6 +60,7 @@ def of_config(config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Empty if the config names a part that is not installed: then no command repeats it.
     """
+    # Parts first: which knobs have which defaults depends on them.
     parts = tuple(_parts(config, _composed(()) or {}))
     base = _composed(parts)
     if not base:
@@ -108,6 +110,7 @@ def _values(mine: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> It
         known = base.get(key)
         if isinstance(value, Mapping) and isinstance(known, Mapping):
             yield from _values(value, known, f"{where}.")
+        # A key that the installed version does not know would make the whole command fail.
         elif key in base and value != known:
             yield f"{where}={_text(value)}"
 

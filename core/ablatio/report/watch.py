@@ -40,6 +40,7 @@ class WatchedReport:
         start = time.monotonic()
         self.findings = self.load()
         self.seen, self.at = now, time.monotonic()
+        # In proportion to the work, so that a large study does not keep a core busy with its own report.
         self.pause = LEAST_SECONDS * max(1.0, self.at - start)
 
     def refresh(self, *, wait: bool = True) -> bool:
@@ -72,5 +73,7 @@ def fingerprint(folders: Sequence[Path]) -> int:
                 stat = path.stat()
                 found.append((str(path), stat.st_mtime_ns, stat.st_size))
         with suppress(OSError):
+            # A new job changes the time of its folder; thousands of job files need not be looked at.
             found.append((str(folder), (folder / JOBS).stat().st_mtime_ns, 0))
+    # JavaScript keeps whole numbers up to 2^53 exactly.
     return abs(hash(tuple(found))) % (1 << 52)

@@ -51,6 +51,7 @@ def read_text(path: Path) -> str:
         except OSError as error:
             with explained("read", path):
                 raise error
+    # Never reached, for the type checker: `explained` and `damaged` raise for what they catch.
     raise AssertionError
 
 
@@ -65,6 +66,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 def parse_json(text: str, where: str) -> Any:
     """Parse JSON of any shape; raises DamagedFile."""
     with damaged(where, "JSON"):
+        # Python's parser takes NaN and Infinity, which no other reader of these files would.
         data = json.loads(text, parse_constant=_refuse_constant)
         _refuse_depth(data, where)
         return data
@@ -75,6 +77,7 @@ def damaged(where: str, expected: str) -> Iterator[None]:
     """Report an unexpected value in the block as DamagedFile: `where` cannot be read, what was expected."""
     try:
         yield
+    # A missing file is no damage: many files are optional, and callers decide.
     except FileNotFoundError:
         raise
     except RecursionError:
@@ -89,12 +92,14 @@ def check_types(data: Mapping[str, Any], expected: Mapping[str, Types], where: s
         allowed = types if isinstance(types, tuple) else (types,)
         if key not in data or fits(data[key], allowed):
             continue
+        # "a number" says it all: (int, float) would be "a whole number or a number".
         names = " or ".join(NAMES.get(kind, "null") for kind in allowed if (kind, allowed) != (int, NUMBER))
         raise DamagedFile(f"{where}: `{key}` is {_kind(data[key])}; expected {names}")
 
 
 def fits(value: Any, allowed: Sequence[type]) -> bool:
     """True if the value has one of the types; true and false are no numbers."""
+    # In Python True is an int.
     return isinstance(value, tuple(allowed)) and not (isinstance(value, bool) and bool not in allowed)
 
 
@@ -117,6 +122,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _refuse_depth(data: Any, where: str) -> None:
+    # Level by level and not by recursion, which a deep file could itself exhaust.
     level, depth = [data], 0
     while level:
         if depth > DEEPEST:

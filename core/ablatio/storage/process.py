@@ -26,6 +26,7 @@ class Stopped(KeyboardInterrupt):
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The stop signals to handle: without SIGHUP and the like if the caller ignores them, as `nohup` does."""
+    # A shell starts background jobs with SIGINT ignored, and a scheduler may pass that on; these two always stop a run.
     always = (signal.SIGTERM, signal.SIGINT)
     return tuple(s for s in STOP_SIGNALS if s in always or signal.getsignal(s) != signal.SIG_IGN)
 
@@ -56,6 +57,9 @@ def started(pid: int) -> int:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
+        # Without /proc (macOS) nothing is known; with it, a missing entry means that the process has ended.
         return -1 if Path("/proc/self/stat").exists() else 0
+    # The second field is the program's name in parentheses, which may hold spaces and parentheses itself.
+    # A zombie has ended, and waits for its parent only; field 22 is the start time.
     state, *rest = stat.rpartition(")")[2].split()
     return -1 if state in "ZX" else int(rest[18])

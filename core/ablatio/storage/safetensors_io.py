@@ -49,6 +49,7 @@ def check_tensor(tensor: Any, where: str) -> None:
 
     if not isinstance(where, str) or where == "__metadata__":
         raise UserError(f"A tensor cannot be called {where!r} in safetensors; use another string.")
+    # The exact type: a subclass (DTensor, quantized) holds only a part or a code of its values in its memory.
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise UserError(
             f"{where}: a plain tensor was expected, not {type_name(tensor)}; gather or dequantize it first."
@@ -66,6 +67,7 @@ def suspicious(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     by_device: dict[Any, list[Tensor]] = {}
     for tensor in away.values():
         by_device.setdefault(tensor.device, []).append(torch.isfinite(tensor.detach()).all())
+    # One answer per device: each `bool` waits for the device, so asking for each tensor would cost hundreds of waits.
     finite = all(bool(torch.stack(flags).all()) for flags in by_device.values())
     return {name: t for name, t in tensors.items() if name not in away} if finite else dict(tensors)
 
@@ -78,9 +80,11 @@ def count_non_finite(tensor: "Tensor") -> int:
     if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return 0
     if tensor.is_floating_point() and tensor.element_size() > 1:
+        # A NaN makes both of them NaN, so two numbers tell of all values.
         low, high = torch.aminmax(tensor)
         if math.isfinite(low.item()) and math.isfinite(high.item()):
             return 0
+    # torch has no isfinite for float8.
     wide = tensor.float() if tensor.element_size() == 1 else tensor
     return tensor.numel() - int(torch.isfinite(wide).sum().item())
 
@@ -94,8 +98,10 @@ def tensor_pieces(tensors: Mapping[str, "Tensor"]) -> tuple[Iterator[Any], dict[
     first: dict[Any, str] = {}
     names = {}
     for name, tensor in tensors.items():
+        # Shape and strides as well: a view of a tied weight starts at the same address, but is another tensor.
         memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         lazy = tensor.is_conj() or tensor.is_neg()  # shares memory with another tensor, but has other values
+        # Empty tensors have no memory: all would have the address 0 and look tied.
         names[name] = first.setdefault(name if lazy or not tensor.numel() else memory, name)
     # The widest dtypes go first so that every tensor is aligned, as in files of the safetensors library.
     stored = sorted(set(names.values()), key=lambda name: (-tensors[name].element_size(), name))
@@ -112,6 +118,7 @@ def _pieces(tensors: Mapping[str, "Tensor"]) -> Iterator[Any]:
         header[name] = {"dtype": _dtypes()[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Spaces that JSON ignores: the data must start at a multiple of 8 bytes, for readers that map the file.
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors.values():
@@ -131,6 +138,7 @@ def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
+        # Before the header is believed: its shapes decide how much memory is taken.
         if size != record["bytes"]:
             raise DamagedFile(
                 f"{path.name} has {size} bytes instead of {record['bytes']}: it was cut short or replaced."
@@ -150,6 +158,7 @@ def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
     if hasher.hexdigest() != record["sha256"]:
         raise DamagedFile(f"{path.name} does not match its digest: its content changed after it was written.")
     try:
+        # Tied names get one tensor again, as they had before.
         return {name: tensors[stored] for name, stored in record["names"].items()}
     except KeyError as error:
         raise DamagedFile(f"{path.name} lacks the tensor {error}.") from error

@@ -19,8 +19,10 @@ _hidden: dict[str, str] = {}  # text -> what is written instead
 def hide(value: str, expression: str) -> None:
     """Replace `value`, and the forms that paths and quoting give it, by `expression` in all texts written from now."""
     plain = value.strip()
+    # Numbers stand everywhere: hiding `8` or `0.1` would spoil each table.
     if len(plain) < SHORTEST or plain.replace(".", "").isdigit():
         return
+    # As JSON, repr and the shell write it; each text may quote a value in its own way.
     forms = [value, plain, plain.rstrip("/"), json.dumps(plain)[1:-1], repr(plain)[1:-1], shlex.quote(plain)[1:-1]]
     forms.append(plain.replace("'", "\\'"))
     if "/" in plain or plain.startswith(("~", ".")):
@@ -31,6 +33,7 @@ def hide(value: str, expression: str) -> None:
 
 def redact(text: str) -> str:
     """The text with the expression in place of each hidden value."""
+    # The longest first: a value that contains another would otherwise leave its rest behind.
     for value in sorted(_hidden, key=len, reverse=True) if _hidden else ():
         if value in text:
             text = text.replace(value, _hidden[value])

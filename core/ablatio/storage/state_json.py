@@ -18,6 +18,7 @@ from ablatio.storage.safetensors_io import DTYPE_NAMES, check_tensor, type_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What Hydra (`_target_`), Lightning (`class_path`), TensorFlow-style builders and logging (`()`) take for a class.
 BUILDER_KEYS = frozenset({"_target_", "class_path", "_builder_", "()"})
 _MAX_DEPTH = 100
 _NUMPY = re.compile(r"[<>|=]?[biufcmM]\d{1,2}(\[\w+\])?")
@@ -50,10 +51,12 @@ def encode_state(obj: Any, where: str = "state") -> tuple[Any, dict[str, "Tensor
 
 
 def _encode(obj: Any, where: str, tensors: dict[str, "Tensor"], above: tuple[int, ...]) -> Any:
+    # The exact type and not isinstance: np.float64 is a float, and an IntEnum an int, and would come back as another.
     kind = type(obj)
     if obj is None or kind in (bool, str):
         return obj
     if kind is int:
+        # Many JSON readers keep 64 bits, and Python itself parses no decimal number beyond 4300 digits.
         return obj if obj.bit_length() < 64 else {"~int": hex(obj)}
     if kind is float:
         return obj if math.isfinite(obj) else {"~float": repr(obj)}
@@ -82,6 +85,7 @@ def _encode_dict(obj: dict[Any, Any], where: str, tensors: dict[str, "Tensor"], 
         refuse_builders({key: None}, where)
         inner = f"{where}.{key}"
         pairs.append([_encode(key, inner, tensors, above), _encode(value, inner, tensors, above)])
+    # Keys like our own tags are kept as pairs, or reading would take them for a tag.
     if all(type(key) is str and not key.startswith("~") for key in obj):
         return dict(pairs)
     return {"~dict": pairs}
@@ -95,6 +99,7 @@ def _encode_array(obj: Any, where: str, tensors: dict[str, "Tensor"]) -> Any:
         return {"~dtype": str(obj)}
     if isinstance(obj, torch.device):
         return {"~device": str(obj)}
+    # Numbers and times only: an object dtype ("O") would be a pickle.
     if isinstance(obj, np.generic) and _NUMPY.fullmatch(obj.dtype.str):
         return {"~numpy": [obj.dtype.str, obj.tobytes().hex()]}
     tag, tensor = "~tensor", obj
@@ -155,6 +160,7 @@ def _decode_tag(tag: str, value: Any, tensors: Mapping[str, "Tensor"], where: st
         case "~bytes":
             return base64.b64decode(value, validate=True)
         case "~dtype":
+            # Looked up among the dtypes and not by getattr: a file must not name anything else in torch.
             return {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}[value]
         case "~device":
             return torch.device(value)

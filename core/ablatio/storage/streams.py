@@ -74,6 +74,7 @@ def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
     finally:
         for stream in new:
             stream.flush()
+            # Text that could not be written stays in the buffer, and Python would try again, and fail, when it ends.
             if stream.error:
                 _discard(stream.file)
         sys.stdout, sys.stderr = old
@@ -93,6 +94,7 @@ def _usable(file: TextIO | None, number: int) -> TextIO:
     if file is None:
         file = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     with suppress(AttributeError, OSError, ValueError):  # not every stream can be reconfigured
+        # An ASCII terminal (locale C) would end a run at the first sign beyond ASCII.
         if file.errors == "strict":
             file.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     return file

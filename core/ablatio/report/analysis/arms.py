@@ -55,7 +55,9 @@ class Arm:
     def size(self, key: str) -> float | None:
         """Parameters, FLOPs or tokens, from any run: they do not depend on the seed."""
         return next(
-            (r.size[key] for r in self.runs if key in r.size and (r.done or key not in ("tokens", "steps"))), None
+            # A run that was stopped has seen fewer tokens than its arm has; its parameters are those of all.
+            (r.size[key] for r in self.runs if key in r.size and (r.done or key not in ("tokens", "steps"))),
+            None,
         )
 
     def cost(self, key: str) -> float | None:
@@ -83,6 +85,7 @@ def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]
     """Group a table's runs into arms; the baseline (`--baseline norm=rmsnorm`, else the study's) is marked."""
     grouped: dict[str, list[Run]] = {}
     for run in table.runs:
+        # A damaged folder that does not name its arm belongs to none; the table lists it.
         if run.role == "run" and (run.arm or run.state != "damaged"):
             grouped.setdefault(label_of(run.arm), []).append(run)
     arms = _by_conditions(grouped)
@@ -108,6 +111,7 @@ def _by_conditions(grouped: Mapping[str, Sequence[Run]]) -> list[Arm]:
         found: dict[tuple[str, ...], list[Run]] = {}
         whole = [tuple(_value_at(r.config, key) for key in keys) for r in runs if r.config]
         for run in runs:
+            # A run that failed before it wrote its config counts where the others of its arm do.
             place = tuple(_value_at(run.config, key) for key in keys) if run.config else whole[0] if whole else ()
             found.setdefault(place, []).append(run)
         for place, some in found.items():
@@ -132,6 +136,7 @@ def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
         for run in arm.runs:
             if run.state != "diverged" and not (run.done and metric in run.scores):
                 continue
+            # Folders with different data are paired within each: seed 1 of two texts is not one block.
             block = blocks.setdefault((run.group, run.seed), len(blocks)) if several else run.seed
             if block in arm.values:
                 where = visible(run.folder)
@@ -208,6 +213,7 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
     else:
         wanted = set(asked.split())
         found = [a for a in arms if wanted <= {*a.label.split(), *a.settings.values()}]
+        # `rmsnorm` alone means the arm that is just that, although longer labels contain it, too.
         chosen = [a for a in found if wanted in (set(a.label.split()), set(a.settings.values()))] or found
         if len({a.cell for a in chosen}) != 1:
             known = [a.label for a in (found or arms)[:20]]

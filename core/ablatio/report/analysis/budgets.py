@@ -64,6 +64,7 @@ def budgets_of(arm: Arm) -> dict[str, float]:
     known = {k: [r.size[k] for r in done if k in r.size] for k in ("tokens", "steps", "flops")}
     found = {k: median(v) if v else None for k, v in known.items()}
     found |= {k: arm.size(k) for k in ("parameters", "trainable")}
+    # Runs without a PEFT method record no number of their own: all of their weights are trained.
     found["trainable"] = found["trainable"] or found["parameters"]
     found[TIME] = arm.cost(TIME)
     if found["tokens"]:

@@ -38,6 +38,7 @@ def comparable_score(table: Table, asked: str | None) -> Score:
         return Score(metric)
     common = [set(run.scores) for run in table.counted]
     per_byte = next((s for s in sorted(set.intersection(*common)) if s.rsplit("/", 1)[-1] == PER_BYTE), None)
+    # A score that was asked for by name is never replaced in silence; the default one may be.
     if asked is not None:
         hint = f"--metric {per_byte}" if per_byte else f"ablatio report {table.folders[0]}"
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
+from ablatio.report.analysis.budgets import MATCHED
 from ablatio.report.read.run import Run, inner
 from ablatio.report.read.single_runs import flatten
 from ablatio.report.read.table import read_table
@@ -65,6 +66,7 @@ def side_by_side(a: Run, b: Run) -> RunComparison:
 
 
 def _settings(run: Run) -> Mapping[str, str]:
+    # Where a run lies and what it is called makes no number.
     return flatten({k: v for k, v in run.config.items() if k not in ("out", "name")})
 
 
@@ -100,7 +102,7 @@ def _cautions(a: Run, b: Run, code: Sequence[Line]) -> list[str]:
         found.append(f"other seeds, {a.seed} and {b.seed}: the difference holds the chance of both")
     found.append("one run of each: no interval, no p; a sweep with seed=1,2,3 has them")
     first, second = a.size.get("parameters"), b.size.get("parameters")
-    if first and second and abs(first / second - 1) > 0.01:
+    if first and second and abs(first / second - 1) > MATCHED:
         found.append(f"other sizes: {first:,.0f} and {second:,.0f} parameters")
     if any(line.what == "code" for line in code):
         found.append("other code: the two were made by different versions of ablatio")

@@ -50,9 +50,11 @@ def _tokenizer_cells(arm: str, run: Run) -> Sequence[str]:
     parts = [inner(inner(data, "sources"), source) for source in inner(data, "sources")] or [data]
     splits = [held for part in parts for split in SPLITS if (held := _split_counts(inner(part, split)))]
     seconds = [part.get(SECONDS) for part in parts]
+    # A sum over some of the sources would overstate the speed.
     known = sum(s for s in seconds if isinstance(s, int | float)) if None not in seconds else None
     fit = tokenizer_measures(splits, known)
     train, tokens = _split_counts(inner(parts[0], SPLITS[0])), run.size.get("tokens", 0)
+    # Of a mixture the sources have different bytes per token, and how much of each was read is in another table.
     read = tokens * train["bytes"] / train["tokens"] / 1e6 if train.get("tokens") and len(parts) == 1 else None
     return (arm, name, ids, *(_real(x, ".3g") for x in (*fit.values(), read)))
 

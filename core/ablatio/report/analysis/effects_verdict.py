@@ -32,9 +32,11 @@ class _Speaker:
         self.found, self.words = found, words
         self.unit = words["bits"] if found.metric == "val/bpb" else unit
         mains = found.claimed(1)
+        # Full aliases are a property of the design, and are named beside the claim; only other explanations forbid it.
         self.unclear = [n for n in mains if found.instead(n) and not found.aliases(n)]
         self.sure = [n for n in mains if n not in self.unclear]
         self.crossed = found.claimed(2)
+        # Beside unclear effects the interaction is already named as their explanation.
         self.lone = None if self.unclear else found.lone_interaction
 
     def say(self, key: str, **values: object) -> str:
@@ -175,6 +177,7 @@ class _Speaker:
 
     def figures(self, c: Contrast) -> str:
         """`+0.021 nats [+0.012, +0.030], corrected p = 0.003`."""
+        # As many places as show the first digit of the interval's half width.
         places = min(6, max(3, -math.floor(math.log10(max(c.high - c.low, 1e-9) / 2))))
         p = "< 0.001" if c.p < 0.001 else f"= {c.p:.3f}"
         number = f"{c.value:+.{places}f}"

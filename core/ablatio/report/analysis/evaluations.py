@@ -60,6 +60,7 @@ def evaluation_rows(found: Findings) -> list[EvaluationRow]:
     """Rows of all measures that finished runs of the study have; the main values alone where a metric has several."""
     arms = [row.arm for row in found.rows]
     base = next((arm for arm in arms if arm.baseline), arms[0] if arms else None)
+    # eval/NAME/METRIC are the main values; further values of a metric stand one level deeper.
     columns = dict.fromkeys(c for arm in arms for run in _done(arm) for c in run.measured if c.count("/") == 2)
     by_run: dict[object, Values] = {run.folder: _values(run) for arm in arms for run in _done(arm) if run.measured}
     return [
@@ -133,9 +134,11 @@ def _paired(column: str, arm: Arm, base: Arm, by_run: Mapping[object, Values]) -
         for key, (cluster, values) in by_run.get(run.folder, {}).items():
             if key in theirs and column in values and column in theirs[key][1]:
                 apart.setdefault(key, []).append(float(values[column]) - float(theirs[key][1][column]))
+                # An item without a cluster is independent of all others.
                 clusters[key] = cluster or key
     if not apart:
         return (math.nan,) * 4
+    # Over seeds first: the runs of one item are not independent answers to different questions.
     means: Sequence[float] = [fmean(values) for values in apart.values()]
     groups = [clusters[key] for key in apart]
     mean, error = fmean(means), clustered_error(means, groups)

@@ -72,6 +72,7 @@ class Row:
     @property
     def unmatched(self) -> list[str]:
         """Budgets of which it had more or less than the baseline: a difference may be due to them."""
+        # Symmetric: half of a budget is as far off as twice of it.
         return [k for k, share in self.residual.items() if max(1 + share, 1 / (1 + share)) > 1 + tolerance(k)]
 
 
@@ -133,6 +134,7 @@ class Findings:
         floor = self.noise
         if floor is None:
             return {}
+        # Without pairs the arms are taken as independent, which overstates the spread of what shares seeds.
         sd, alpha = self.pair_sd or floor.sd * math.sqrt(2), alpha_of(self.table.study)
         return {n: smallest_difference(n, sd, alpha=alpha, df=floor.n - 1) for n in range(2, most + 1)}
 
@@ -140,6 +142,7 @@ class Findings:
     def trends(self) -> Sequence[ArmTrend]:
         """Change of each arm's gain over the sizes and lengths of the study; empty without them."""
         places = {id(run): place for place, run in enumerate(self.table.runs)}
+        # In the order of the study: rows are sorted by score, which differs from size to size.
         arms = sorted((r.arm for r in self.rows), key=lambda a: min(places.get(id(r), 0) for r in a.runs))
         return arm_trends(arms, self.better, alpha_of(self.table.study))
 
@@ -206,6 +209,7 @@ def find(
     """
     score = comparable_score(table, primary(table, metric))
     metric = score.metric
+    # First, since it changes the settings of the study from which all that follows reads its level.
     ask_anew(table, metric, alpha=alpha, margin=margin, target=target)
     better: Better = "high" if higher_is_better(table, metric) else "low"
     arms = arms_of(table, metric, baseline)
@@ -221,6 +225,7 @@ def find(
                 f"{shlex.quote(next(iter(arms)).label)}"
             )
         comparison = _compared(table, arms, asked, better, correction, method)
+        # Looks and margins are planned for fixed pairs; which arm is the best is only known from the data.
         if comparison.best is None:
             values, cells = {a.name: a.values for a in arms}, {a.name: a.cell for a in arms}
             standings = standings_of(table.study, comparison, values, cells)
@@ -254,6 +259,7 @@ def _compared(
     alpha, agree = alpha_of(table.study), comparison_classes(arms)
     base = next((a for a in arms if a.baseline), None)
     if base is not None and not base.values and any(a.values for a in arms):
+        # A baseline without any result must not leave the other arms uncompared.
         asked.append(("no baseline", {"base": base.name}))
         base = None
     elif base is None and table.study.baseline is not None:
@@ -266,7 +272,9 @@ def _compared(
         asked.append(("not compared pairs", {}))
     elif len(arms) > ALL_PAIRS:
         if (correction, method) != ("holm", "t"):
-            table.notes.append("more than 8 arms without a baseline are compared with the best, by a pooled t")
+            table.notes.append(
+                f"more than {ALL_PAIRS} arms without a baseline are compared with the best, by a pooled t"
+            )
         return compare_with_best(values, better=better, alpha=alpha)
     against = base.name if base is not None else None
     correction = "holm" if against is None and correction == "dunnett" else correction
@@ -346,6 +354,7 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
     sd = math.sqrt(sum((v - mean) ** 2 for v in found) / (len(found) - 1)) if mean is not None and found[1:] else None
     pair = rank = None
     if comparison:
+        # Without a baseline an arm stands in several pairs, and none of them is its own.
         pair = next((p for p in comparison.pairs if p.a == arm.name), None) if comparison.baseline else None
         rank = next((a.rank for a in comparison.arms if a.label == arm.name and not math.isnan(a.rank)), None)
     residual: dict[str, float] = {}

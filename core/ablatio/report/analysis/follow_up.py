@@ -62,6 +62,7 @@ def _checked(folder: Path, overrides: tuple[str, ...], seed: int, known: frozens
         return None  # a study of other parts, or of an older version: no command can be promised
     planned = {job.id for job in plan.jobs}
     place = Path(plan.config["out"]).expanduser() / str(plan.config["name"])
+    # A command that would run finished arms anew, or add none, is no continuation of this study.
     if plan.adaptive or not known or not known < planned or place.resolve() != folder:
         return None
     return len(planned), rerun_command.line([*words, *parts_file.words()], many=True)

@@ -88,6 +88,7 @@ def compare_items(first: Path, second: Path) -> ItemComparison:
         return ItemComparison((), (str(error).splitlines()[0],), ())
     if not a or not b:
         return ItemComparison((), (), ())
+    # The digest of what is asked as well: two versions of a benchmark may use one id for different questions.
     shared = [key for key in a if key in b and a[key]["item"] == b[key]["item"]]
     notes = list(_unpaired(a, b, set(shared), first, second))
     pairs = [(a[key], b[key]) for key in shared]
@@ -117,6 +118,7 @@ def item_difference(column: str, pairs: Sequence[tuple[Mapping[str, Any], Mappin
     low, high, p = t_interval(second - first, error, groups)
     binary = all(x in (0.0, 1.0) and y in (0.0, 1.0) for x, y in values)
     found = mcnemar(sum(d < 0 for d in apart), sum(d > 0 for d in apart)) if binary else None
+    # McNemar's test takes the items as independent, which those of one cluster are not.
     if found is not None and groups == n and n > 1:
         p = found.p
     return ItemDifference(column, first, second, error, low, high, p, n, groups, found)
@@ -129,6 +131,7 @@ def t_interval(mean: float, error: float, groups: int) -> tuple[float, float, fl
     if not math.isfinite(error):
         return math.nan, math.nan, math.nan
     if error == 0.0:
+        # All items differ by the same amount: there is no spread to test it by.
         return mean, mean, 1.0 if mean == 0.0 else math.nan
     reach = -float(special.stdtrit(groups - 1, ALPHA / 2)) * error
     return mean - reach, mean + reach, 2 * float(special.stdtr(groups - 1, -abs(mean / error)))

@@ -92,9 +92,11 @@ class Speaker:
             figures = self.say("figures picked alone", mean=mean, p=self.chance(pair.p), n=d.n)
         else:
             mean, shown = self._digits(replace(d, low=interval[0], high=interval[1]), size=True)
+            # Two intervals that read the same would only make the reader look for a difference.
             if shown == usual:
                 return sentence.text
             figures = self.say("figures picked", mean=mean, interval=shown, p=self.chance(pair.p), n=d.n)
+        # The sentence below keeps the usual interval: only the headline picks one difference out of many.
         return sentence.text.replace(self.figures(d, pair.p, size=True), figures)
 
     def _equal(self, pair: Pair) -> str:
@@ -140,6 +142,7 @@ class Speaker:
     def _digits(self, d: Difference, size: bool) -> tuple[str, str]:
         """Mean and interval with as many digits as the interval deserves; size: without the sign."""
         mean, low, high = (d.mean, d.low, d.high) if d.mean >= 0 or not size else (-d.mean, -d.high, -d.low)
+        # As many places as show the first digit of the interval's half width.
         places = min(6, max(3, -math.floor(math.log10(max(high - low, 1e-9) / 2))))
         sign = "" if size else "+"
         low, high = low + 0.0, high + 0.0  # -0.0 is 0

@@ -32,6 +32,7 @@ def _checked(name: str, text: str, metric: str) -> str:
     except ConfigError as error:
         problem = error.problems[0]
         raise UserError(f"--{name}: {problem.what}\n    try: --{problem.fix.replace('=', ' ')}") from None
+    # With the unit, since a bare amount would later be read as one of the registered score.
     return f"{found.value!r}{found.unit}"
 
 

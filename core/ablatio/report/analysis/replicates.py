@@ -40,6 +40,7 @@ def replicate_sentences(arms: Sequence[Arm], metric: str, unit: str) -> dict[Lan
     levels = {name: {found.get(name) for found in seeds} for name in ("init", "data", "dropout")}
     varied = [name for name, values in levels.items() if len(values) > 1]
     kept = [name for name, values in levels.items() if len(values) == 1 and values != {None}]
+    # With the init or the order alone varied, the spread is all due to that one.
     found = split([_cells(arm, metric) for arm in arms]) if {"init", "data"} <= {*varied} else None
     said: dict[Language, list[str]] = {}
     for language, words in TEXTS.items():
@@ -49,14 +50,12 @@ def replicate_sentences(arms: Sequence[Arm], metric: str, unit: str) -> dict[Lan
             counts = {"inits": found.inits, "orders": found.orders, "arms": found.arms}
             lines.append(words["split"].format(**spreads, **counts, unit=unit))
         elif varied and kept:
-            named = {key: words["and"].join(words[n] for n in names) for key, names in _named(varied, kept)}
+            named = {
+                key: words["and"].join(words[n] for n in names) for key, names in (("varied", varied), ("kept", kept))
+            }
             lines.append(words["only"].format(**named))
         said[language] = lines
     return said
-
-
-def _named(varied: list[str], kept: list[str]) -> list[tuple[str, list[str]]]:
-    return [("varied", varied), ("kept", kept)]
 
 
 def _counted(arm: Arm) -> list[Run]:

@@ -36,6 +36,7 @@ def frontier(found: Findings) -> dict[str, Any] | None:
             lines.setdefault(series(row.arm), []).append(made)
             for run, point in zip(runs, points, strict=True):
                 ways.setdefault(series(row.arm), {}).setdefault(run.seed, []).append(point)
+                # A policy that starts at its reference has measured the reference's score: the point at KL 0.
                 if (first := _validations(run).get(0)) and abs(first[0]) < AT_START:
                     origins[run.seed] = first
     if sum(map(len, lines.values())) < 2 or len(lines) > LINES:
@@ -59,6 +60,7 @@ def _equal(ways: Mapping[str, Mapping[int, Sequence[Point]]], origins: Mapping[i
     """
     if len(ways) < 2:
         return None
+    # Beyond it a method would be extrapolated, and rewards bend down there (over-optimization, arXiv:2210.10760).
     kl = min(max(point[0] for point in points) for seeds in ways.values() for points in seeds.values())
     found = []
     for name, seeds in ways.items():
@@ -72,6 +74,7 @@ def _equal(ways: Mapping[str, Mapping[int, Sequence[Point]]], origins: Mapping[i
 
 def _at(kl: float, points: Sequence[Point]) -> float | None:
     """Interpolate the gold score at this KL; None outside the range of the points."""
+    # In the square root, in which rewards are close to linear near the reference (arXiv:2210.10760).
     known = sorted((math.sqrt(max(0.0, point[0])), point[2]) for point in points)
     x = math.sqrt(max(0.0, kl))
     for (a, low), (b, high) in pairwise(known):

@@ -12,7 +12,7 @@ from ablatio.report.analysis.rules_texts import TEXTS
 from ablatio.report.analysis.to_target import ToTarget, to_target
 from ablatio.report.analysis.verdict import Language
 from ablatio.report.read.table import Table
-from ablatio.report.statistics import Comparison, Difference, MarginTest, Method, Pair, against_margin, compare
+from ablatio.report.statistics import Better, Comparison, Difference, MarginTest, Method, Pair, against_margin, compare
 from ablatio.sweep.registration import UNITS, unit_of
 
 SHOWN = 5  # arms listed in one sentence
@@ -55,6 +55,7 @@ def _other_scores(
     table: Table, metric: str, comparison: Comparison | None, arms: Sequence[Arm], method: Method
 ) -> dict[str, Comparison]:
     """The same comparison by each other score that all finished runs have and whose direction is known."""
+    # Scores disagree where both resolve a pair; with several folders the blocks are no seeds, see `Arm.values`.
     if comparison is None or not any(pair.better for pair in comparison.pairs) or table.several_data:
         return {}
     if comparison.correction == "hsu":  # its pairs are those with the best arm by this score
@@ -64,9 +65,9 @@ def _other_scores(
     found = {}
     for other in known:
         values = {arm.name: _values(arm, other) for arm in arms if arm.values}
-        direction = "high" if higher_is_better(table, other) else "low"
+        better: Better = "high" if higher_is_better(table, other) else "low"
         found[other] = compare(
-            values, comparison.baseline, better="high" if direction == "high" else "low",
+            values, comparison.baseline, better=better,
             correction=comparison.correction, method=method, alpha=comparison.alpha,
         )  # fmt: skip
     return found

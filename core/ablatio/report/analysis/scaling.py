@@ -26,12 +26,14 @@ from ablatio.report.statistics.scaling_law import (
     AMOUNTS,
     DRAWS,
     NEGLIGIBLE,
+    R_D,
     Budget,
     Envelope,
     Fit,
     best_use,
     budgets,
     different,
+    effective,
     envelope,
     fit_law,
     fit_task,
@@ -150,6 +152,7 @@ def _held_out(runs: Sequence[Run], metric: str, law: str, count: str, draws: int
     costs = [flops(r, count) for r in runs]
     last = max(zip(costs, runs, strict=True), key=lambda pair: pair[0])[1]
     place = {name: v[0] for name, v in columns([last], law, count).items()}
+    # All runs of that size and length, or the fit would know the place that it is to predict.
     left = [r for r in runs if {n: v[0] for n, v in columns([r], law, count).items()} == place]
     rest = [r for r in runs if r not in left]
     try:
@@ -174,6 +177,7 @@ def _tasks(runs: Sequence[Run], metric: str, draws: int) -> dict[str, Fit]:
                 fit = fit_task([r.scores[metric] for r in runs], values.tolist(), draws=draws)
             except ValueError:
                 continue
+            # An accuracy that rises with the loss, or hardly follows it, is no base for a prediction.
             if fit.coefficients["a"] < 0 and np.var(fit.residuals) < EXPLAINED * values.var():
                 made[name] = fit
     return made
@@ -191,6 +195,7 @@ def arm_laws(table: Table, metric: str, law: str, count: str) -> dict[str, Fit]:
     for name, members in grouped.items() if len(grouped) > 1 else ():
         runs = [r for a in members for r in a.runs if r.done and r.role == "run" and metric in r.scores]
         try:
+            # Without draws: only the formulas of single arms are shown.
             made[name] = fit_law(law, columns(runs, law, count), [r.scores[metric] for r in runs], draws=0)
         except ValueError:
             continue
@@ -201,13 +206,12 @@ def predict(result: ScalingResult, n: float, d: float, budget: float | None = No
     """Predict a run of n parameters and d tokens of the same training text."""
     fit = result.fit
     place: dict[str, Any] = {"N": n, "D": d, "C": result.per * n * d, "experts": fit.reach.get("experts", (1, 1))[1]}
+    # Without a known text all tokens count as new, which the sentences say.
     place["U"] = result.unique or d
     place = _known(fit, place)
     passes = d / result.unique if result.unique else None
     worth = None
     if result.unique and passes and passes > 1:
-        from ablatio.report.statistics.scaling_law import R_D, effective
-
         worth = float(effective(result.unique, d, fit.coefficients.get("R_D", R_D)))
     return Prediction(n, d, fit.loss(place), *fit.loss_interval(place), *fit.run_interval(place), passes, worth, budget)
 

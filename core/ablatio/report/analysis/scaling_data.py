@@ -76,6 +76,7 @@ def learning_curves(runs: Sequence[Run], metric: str, count: str) -> list[Learni
     for run in runs:
         steps, values = run.curves.get(metric, ([], []))
         last = run.size.get("steps") or max(steps, default=0)
+        # Steps cost the same, so that the share of the steps is that of the FLOPs; the loss at step 0 has no budget.
         points = [(s / last, v) for s, v in zip(steps, values, strict=True) if s > 0 and v > 0]
         if len(points) > 1:
             share, losses = (np.array(column) for column in zip(*points, strict=True))

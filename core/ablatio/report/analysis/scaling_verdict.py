@@ -76,6 +76,7 @@ def families(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
     made: dict[tuple[tuple[str, str], ...], list[Arm]] = {}
     for arm in arms:
         made.setdefault(_without(arm, axes), []).append(arm)
+    # The sort is stable: without a baseline the first family stays the reference.
     ordered = sorted(made.items(), key=lambda item: not any(a.baseline for a in item[1]))
     seen: dict[str, set[str]] = {}
     for settings, _ in ordered:
@@ -103,6 +104,7 @@ def arm_trends(arms: Sequence[Arm], better: str = "low", alpha: float = 0.05) ->
         seeds = sorted(set.intersection(*(set(g.by_seed) for g in gains))) if gains else []
         table = [[g.by_seed[s] for g in gains] for s in seeds]
         for trend in trends(scales, table) if scales else ():
+            # A nan still counts as a comparison in Holm's correction.
             made.append(ArmTrend(name, base, trend, math.nan if diverged else trend.slope.p, "open", diverged, gains))
     corrected = holm([t.p for t in made])
     return [
@@ -136,6 +138,7 @@ def _scales(gains: Sequence[Gain]) -> dict[str, list[float]]:
 
     made = {"N": [g.n for g in gains], "D": [g.d for g in gains]}
     made = {k: v for k, v in made.items() if len(v) > 1 and different(np.asarray(v)) > 1 and max(v) / min(v) >= APART}
+    # In a compute-optimal series tokens follow parameters: one axis says it all, and two could not be told apart.
     if len(made) == 2 and abs(np.corrcoef(*np.log(list(made.values())))[0, 1]) > 0.99:
         made.pop("D")
     return made
@@ -154,6 +157,7 @@ def extrapolated(found: Sequence[ArmTrend], n: float, d: float, unit: str, langu
     words, said = WORDS["zh" if language == "zh" else "en"], []
     for arm in dict.fromkeys(t.arm for t in found):
         own = [t for t in found if t.arm == arm and not t.diverged and not math.isnan(t.trend.slope.p)]
+        # Rounding must not refuse the very end of the reach.
         far = [t for t in own if (n if t.trend.over == "N" else d) > t.trend.reach * t.trend.ends[1] * (1 + 1e-9)]
         for t in far[:1]:
             said.append(words["too far"].format(

@@ -96,9 +96,8 @@ LAW_WORDS: Mapping[str, Words] = {
             "  warning: that is {epochs} epochs of {unique} tokens, worth {worth} new tokens: above 4 epochs repeated "
             "tokens lose value (arXiv:2305.16264)",
         "worthless":
-            "  warning: that is {epochs} epochs of {unique} tokens, worth {worth} new tokens: above 40 epochs repetiti"
-            "on "
-            "adds almost nothing (arXiv:2305.16264)",
+            "  warning: that is {epochs} epochs of {unique} tokens, worth {worth} new tokens: above 40 epochs "
+            "repetition adds almost nothing (arXiv:2305.16264)",
         "as new": "  warning: this law counts them as new, so the loss will be higher; more text, or --law repeated",
     },
     "zh": {
@@ -124,8 +123,8 @@ LAW_WORDS: Mapping[str, Words] = {
             "  警告：即把 {unique} 词元读 {epochs} 遍，相当于 {worth} 个新词元：超过 4 遍后重复词元的价值下降（"
             "arXiv:2305.16264）",
         "worthless":
-            "  警告：即把 {unique} 词元读 {epochs} 遍，相当于 {worth} 个新词元：超过 40 遍后重复几乎无益（arXiv:2305.1"
-            "6264）",
+            "  警告：即把 {unique} 词元读 {epochs} 遍，相当于 {worth} 个新词元：超过 40 遍后重复几乎无益（"
+            "arXiv:2305.16264）",
         "as new": "  警告：此定律把它们当作新词元，实际损失会更高；请增加文本，或用 --law repeated",
     },
 }  # fmt: skip

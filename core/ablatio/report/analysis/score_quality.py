@@ -42,6 +42,7 @@ def score_qualities(table: Table) -> dict[str, ScoreQuality]:
     for name in sorted(names):
         finals = {str(key): {r.seed: r.scores[name] for r in of} for key, of in arms.items()}
         curves = {str(key): [r.curves[name] for r in of if name in r.curves] for key, of in arms.items()}
+        # A constant, such as a score that was not computed, separates nothing.
         if len({v for by in finals.values() for v in by.values()}) > 1:
             found[name] = score_quality(finals, curves, higher=higher_is_better(table, name))
     return dict(sorted(found.items(), key=lambda item: -_known(item[1].snr_seed)))

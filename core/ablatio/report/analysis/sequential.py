@@ -78,12 +78,15 @@ def _standing(
             state = told["comparisons"].get(label, {}).get("state", state)
             continue
         last, state = look + 1, told["comparisons"][label]["state"]
+        # Seeds that came after the look were not part of the decision.
         seeds = record["seeds"][: told["seeds"]]
         there = {s: (math.isfinite(mine.get(s, math.nan)), math.isfinite(base.get(s, math.nan))) for s in seeds}
         pairs = [(mine[s], base[s]) for s in seeds if all(there[s])]
         left_out = sum(any(two) and not all(two) for two in there.values())
         mean, sd, n = moments([a for a, _ in pairs], [b for _, b in pairs])
+        # Equal in every seed, but not by 0: there is no spread to test the difference by.
         tested = n > 1 and state != "untested" and (sd > 0 or mean == 0)
+        # The level at which this look would just resolve; the smallest one over the looks so far is the p of the study.
         p = float(min(p, rule.boundaries.level_of(look, t_test_p(mean, sd, n)))) if tested else p
         low, high = rule.interval(look, mean, sd, n) if tested else (math.nan, math.nan)
         wide = rule.interval(look, mean, sd, n, 1 - rule.alpha / rule.comparisons) if tested else wide

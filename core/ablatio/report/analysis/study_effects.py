@@ -91,6 +91,7 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
     table.notes += notes
     if score is None:
         return None
+    # The order of the axes: without it the order in which runs ended would decide what is "from" and what is "to".
     levels = {axis.key: axis.values for axis in table.study.axes}
     try:
         model = model_of(
@@ -110,12 +111,14 @@ def _tested(model: Model, table: Table, score: str) -> StudyEffects:
     claimed = {c.name: c for c in tested.contrasts if c.p <= alpha}
     plain = [name for name, c in claimed.items() if len(c.factors) == 1]
     lone = [name for name, c in claimed.items() if not c.separate]
+    # Of interactions that cannot be told from one another only the best is claimed, so only it needs alternatives.
     best = sorted(lone, key=lambda name: (claimed[name].p, -abs(claimed[name].value)))[:1]
     other = alternatives(model, [*plain, *best], tested.sd, _tolerance(tested))
     made = StudyEffects(found, tested, other, score, alpha)
     unclear = [n for n in claimed if made.aliases(n) or made.instead(n)]
     if not unclear:
         return made
+    # Planned only when it is needed: it composes all arms and loads torch.
     more = follow_up(table)
     return StudyEffects(found, tested, other, score, alpha, more)
 

@@ -84,6 +84,7 @@ def to_target(arms: Sequence[Arm], metric: str, target: float, *, better: str, a
 def _stop(arm: Arm, metric: str, target: float, better: str, alpha: float, arms: int) -> Stop | None:
     curves = {run.seed: _curves(run) for run in arm.runs if run.done and run.seed in arm.values}
     own = {seed: dict(zip(*found[metric], strict=True)) for seed, found in curves.items() if metric in found}
+    # A stopping step is one for all seeds: a run without its curve leaves nothing to be said.
     if len(own) < 2 or own.keys() != arm.values.keys():
         return None
     steps = sorted(set.intersection(*(set(curve) for curve in own.values())))
@@ -96,6 +97,7 @@ def _stop(arm: Arm, metric: str, target: float, better: str, alpha: float, arms:
 
 def _curves(run: Run) -> Mapping[str, Curve]:
     """Each logged value of the run; the thinned curves of the report where the file is gone."""
+    # The curves of the report are thinned, and may lack the step at which the target is first reached.
     whole, _ = read_curves(run.folder / "metrics.csv", thin=False, also=("tokens",))
     return whole or run.curves
 
@@ -108,6 +110,7 @@ def _cost(curves: Sequence[Mapping[str, Curve]], step: int) -> dict[str, float]:
         if all(name in c for c in curves)
     }
     if "tokens" in found and all(LOSS in c and BPB in c for c in curves):
+        # (nats per token) / ln 2 = bits per token; over the bits per byte these are bytes per token.
         per_token = [c[LOSS][1][-1] / (math.log(2) * c[BPB][1][-1]) for c in curves if c[BPB][1][-1] > 0]
         found |= {"bytes": found["tokens"] * float(np.mean(per_token))} if per_token else {}
     return found

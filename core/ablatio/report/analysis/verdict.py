@@ -169,6 +169,7 @@ class _Headlines(Speaker):
         found = [*self._tuning(), *self._edges()]
         tested = [p for p in self.comparison.pairs if not math.isnan(p.p)]
         if self.comparison.best is not None and (seen := [p.detectable for p in tested if p.detectable > 0]):
+            # One pooled spread, so that it is the same for all pairs.
             found.append(self.say("detectable to the best", size=rounded_up(seen[0])))
         if self.comparison.unequal:
             found.append(self.say("unequal"))

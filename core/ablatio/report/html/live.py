@@ -39,6 +39,7 @@ class LiveServer(ThreadingHTTPServer):
     Raises EnvironmentFault if the port is taken.
     """
 
+    # Ctrl-C must not wait for a browser that keeps its connection open.
     daemon_threads = True
 
     def __init__(self, report: LiveReport, port: int) -> None:
@@ -87,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         }.items():  # fmt: skip
             self.send_header(name, value)
         self.end_headers()
+        # The browser has closed the page while it was computed.
         with suppress(ConnectionError):
             self.wfile.write(body)
 

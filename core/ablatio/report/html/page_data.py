@@ -91,6 +91,7 @@ def clean(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [clean(v) for v in node]
     if isinstance(node, float):
+        # Seven digits are more than page and charts show, and half the size of all that a float has.
         return float(f"{node:.7g}") if math.isfinite(node) else None
     return node if node is None or isinstance(node, bool | int) else visible(node)
 
@@ -163,6 +164,7 @@ def _curves(found: Findings) -> list[dict[str, Any]]:
     Settings that changed during training follow after the scores, under their paths.
     """
     last = len(found.rows)
+    # The best, the worst and the baseline: a study of a thousand arms must stay a page that opens.
     shown = [i for i, row in enumerate(found.rows) if i < BEST or i >= last - WORST or row.arm.baseline]
     made: list[dict[str, Any]] = []
     runs = [run for row in found.rows for run in row.arm.runs]
@@ -206,6 +208,7 @@ def _factors(found: Findings) -> dict[str, Any] | None:
     if found.factors is None:
         return None
     fit, screen = found.factors.fit, found.factors.screen
+    # With replicates there are tests; the plot is for designs whose spread comes from the effects themselves.
     sieve = half_normal(fit) if found.screening or fit.df == 0 else None
     corrected = {t.name: min((c.p for c in screen.of(t.name)), default=math.nan) for t in fit.terms}
     return {
@@ -281,12 +284,14 @@ def _rates(found: Findings) -> list[dict[str, Any]]:
             [rate, r.scores.get(found.metric) if r.done else None, r.role] for rate, runs in rates.items() for r in runs
         ]
         means = {rate: _mean([r.scores.get(found.metric) for r in runs if r.done]) for rate, runs in rates.items()}
+        # The first validation is that of the untrained model, which the sensitivity takes for a diverged run.
         start = [c[1][0] for runs in rates.values() for r in runs if (c := r.curves.get(found.metric))]
         cost = None
         if found.better == "low" and start and sum(math.isfinite(v) for v in means.values()) > 1:
             cost = rate_sensitivity(means, median(start))
         line = sorted(means.items())
         made.append({"name": label, "points": points, "line": line, "sensitivity": cost})
+    # More lines than that cannot be told apart in one chart.
     return made if len(made) <= BEST else []
 
 

@@ -17,6 +17,7 @@ from ablatio.report.analysis.scaling_data import columns, flops, parameters
 from ablatio.report.analysis.scaling_text import law_text, sentences
 from ablatio.report.analysis.scaling_verdict import ArmTrend, trend_chart
 from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
+from ablatio.report.analysis.verdict_types import LANGUAGES
 from ablatio.report.escape import script_json, visible
 from ablatio.report.html.page_data import clean
 from ablatio.report.html.render import PAGE, digest
@@ -25,7 +26,6 @@ from ablatio.report.statistics.scaling_law import different
 LINES = 7  # curves of the law in the chart
 GRID = 40  # points of each
 SCRIPTS = ("frame.js", "draw.js", "scales.js", "scaling.js")
-LANGUAGES = ("en", "zh")
 
 
 def scaling_page(
@@ -85,6 +85,7 @@ def _lines(result: ScalingResult) -> list[dict[str, Any]]:
     fit, axis = result.fit, _axis(result)
     table = columns(result.runs, result.law, result.count)
     others = [name for name in fit.reach if name != axis]
+    # Two digits: sizes that differ by a few embeddings are one line.
     combinations = sorted({tuple(float(f"{table[name][i]:.2g}") for name in others) for i in range(len(result.runs))})
     chosen = {int(i) for i in np.linspace(0, len(combinations) - 1, min(LINES, len(combinations)))}
     low, high = fit.reach[axis]
@@ -102,6 +103,7 @@ def _near(result: ScalingResult, budget: float, sizes: tuple[float, float]) -> l
     return [
         [parameters(r, result.count), r.scores[result.metric]]
         for r in result.runs
+        # The runs of a budget lie within log SPAN = 0.14 of their mean.
         if abs(np.log(flops(r, result.count) / budget)) < 0.15 and sizes[0] <= parameters(r, result.count) <= sizes[1]
     ]
 

@@ -35,6 +35,7 @@ def read_curves(path: Path, *, thin: bool = True, also: Sequence[str] = ()) -> t
     scheduled settings and READ
     """
     try:
+        # Whatever a crash has left is read as far as it goes; a broken row costs that row alone.
         text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
         rows = list(csv.reader(text.splitlines()))
     except (OSError, csv.Error):
@@ -46,6 +47,7 @@ def read_curves(path: Path, *, thin: bool = True, also: Sequence[str] = ()) -> t
     whole = [len(row) == width and row[place].isdecimal() for row in rows[1:]]
     columns = list(zip(*(row for row, good in zip(rows[1:], whole, strict=True) if good), strict=True))
     if not columns:
+        # The last row may be in the middle of being written.
         return {}, max(0, whole.count(False) - 1)
     steps, found = [int(text) for text in columns[place]], dict[str, Curve]()
     for name, column in zip(header, columns, strict=True):
@@ -58,6 +60,7 @@ def read_curves(path: Path, *, thin: bool = True, also: Sequence[str] = ()) -> t
 
 def _curve(steps: Sequence[int], column: Sequence[str]) -> Curve:
     """Keep the rows with a finite number in this column."""
+    # An empty cell is a step without this measurement, as between two validations.
     kept = [(step, text) for step, text in zip(steps, column, strict=True) if text]
     try:
         values = [float(text) for _, text in kept]
@@ -85,6 +88,7 @@ def band(curves: Sequence[Curve]) -> Band:
     grid = np.asarray(steps, float)
     rows = np.full((len(curves), len(grid)), np.nan)
     for row, (x, y) in zip(rows, curves, strict=True):
+        # A run that ended early is in the mean as far as it came; nothing is extrapolated.
         inside = (grid >= x[0]) & (grid <= x[-1])
         row[inside] = np.interp(grid[inside], x, y)
     count = np.maximum(1, (~np.isnan(rows)).sum(0))

@@ -55,7 +55,7 @@ class Entry:
     @property
     def running(self) -> bool:
         """True if a process works in the folder."""
-        return self.state == "running" or "running" in self.state.split()
+        return "running" in self.state.split()
 
     def value(self, key: str) -> Any:
         """A field, or a setting: `norm`, `optimizer.lr`; None if there is none."""
@@ -69,6 +69,7 @@ class Entry:
         if not equals:
             return fnmatch.fnmatch(self.folder.name, f"*{condition}*")
         value = self.value(key)
+        # A study is asked for in lists, norm=rmsnorm,layernorm, and fits if one of the values does.
         words = {str(value), *(str(value).split(",") if self.kind != "run" else ())}
         return value is not None and any(word == pattern or fnmatch.fnmatch(word, pattern) for word in words)
 
@@ -128,6 +129,7 @@ def _read(folder: Path) -> Entry:
         score = summary.get(name)
         known = float(score) if isinstance(score, int | float) and not isinstance(score, bool) else None
         settings = flatten(told)
+        # Whatever setting it stands in: model.path, reference.path, or one of a plugin.
         refers = [Path(v).expanduser() for v in settings.values() if os.sep in v and Path(v).expanduser().is_dir()]
         return Entry(folder, kind, _run_state(folder, summary), known, name if known is not None else "", size, time,
                      settings, refers)  # fmt: skip
@@ -163,6 +165,7 @@ def _study_state(folder: Path) -> str:
     told["running"] = sum(e.state in ("claimed", "running") and alive(e) is not False for e in jobs)
     done = sum(e.state == "done" for e in jobs)
     with suppress(AblatioError):
+        # Between two jobs no run is alive, but the engine is, and would start the next one in a removed folder.
         if not told["running"] and owner_of(folder / STUDY_LOCK):
             told["running"] = 1
     if jobs and done == len(jobs):

@@ -90,6 +90,7 @@ def digest_of(path: Path) -> str:
 def _other_setting(job: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """First setting in which the config of a run differs from that of its job."""
     apart = (*ANYWHERE, *volatile())
+    # A study may be older than its last runs, and use names that were changed since.
     mine, theirs = (renamed.current_config(node)[0] for node in (job, config))
     for key in dict.fromkeys((*mine, *theirs)):
         if key not in apart and (found := _difference(mine.get(key), theirs.get(key), key)):
@@ -113,6 +114,7 @@ def _foreign_manifest(
     folder: Path, config: Mapping[str, Any], manifest: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> Iterator[str]:
     path = folder / "manifest.json"
+    # Runs of older versions have no id in their summary; what is absent contradicts nothing.
     if {"run"} <= manifest.keys() & summary.keys() and manifest["run"] != summary["run"]:
         yield f"{folder / 'summary.json'} is of run {summary['run']}, and {path} of run {manifest['run']}"
     if (digest := manifest.get("config")) and digest_of(folder / "config.json") != str(digest)[:16]:

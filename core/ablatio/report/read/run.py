@@ -138,6 +138,7 @@ def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned:
     curves, bad_rows = read_curves(folder / "metrics.csv")
     if state == DONE:
         known = config or job.config
+        # Only of a finished run: the files of a run that goes on are written one after the other.
         found = contradictions(folder, job.config if planned else {}, recorded, known, manifest, summary, curves)
         why = bad_manifest or bad_config or next(found, "")
         state = "damaged" if why else DONE
@@ -147,6 +148,7 @@ def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned:
     place = Run(folder, group, job.id, job.arm, job.seed, job.role, state, why, command=command, stage=job.stage,
                 takes=job.takes)  # fmt: skip
     if state == "damaged":
+        # Nothing of a damaged run is believed, so that no number of it can reach a table.
         return replace(place, config=job.config)
     made = _with_results(place, summary, manifest, config or job.config, curves)
     scores = {column: float(one["value"]) for column, one in later.items()}
@@ -222,6 +224,7 @@ def _size(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, 
     trainable = summary.get("trainable_parameters")
     per_token = flops / tokens if _number(flops) and _number(tokens) and tokens else None
     if per_token is None and _number(planned.get("flops_per_token")):
+        # The manifest has those of a forward pass; the backward pass takes twice as many.
         per_token = 3 * planned["flops_per_token"]
     found = {
         "parameters": summary.get("parameters", planned.get("parameters")),
@@ -243,6 +246,7 @@ def _cost(summary: Mapping[str, Any], curves: Curves) -> dict[str, float]:
         spans = zip(steps, steps[1:], clock, clock[1:], strict=False)
         each = [(t1 - t0) / (s1 - s0) for s0, s1, t0, t1 in spans if s1 > s0 and t1 > t0]
         if each:
+            # The median: the first steps compile and warm up, and a validation lies between two logs now and then.
             found["step_seconds"] = median(each)
     return found
 

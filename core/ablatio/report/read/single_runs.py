@@ -23,6 +23,7 @@ def folders_in(folder: Path) -> list[Path]:
 def runs_of(folders: Sequence[Path]) -> list[Run]:
     """Read runs; the settings that they do not all share become their arm."""
     configs = [object_in(f / "config.json")[0] for f in folders]
+    # A seed is a replicate and a folder or thread count no choice: none of them makes another arm.
     no_axes = (*CHANCE, *volatile())
     flat = [flatten({k: v for k, v in c.items() if k not in no_axes}) for c in configs]
     keys = list(dict.fromkeys(k for f in flat for k in f))

@@ -58,6 +58,7 @@ def ordered(runs: Sequence[Run]) -> list[str]:
     def put(stage: str) -> None:
         for run in runs:
             if run.stage == stage:
+                # Depth first, since a stage may be listed before those that it starts from.
                 for taken in run.takes:
                     if (earlier := names.get(taken, "")) and earlier != stage and earlier not in found:
                         put(earlier)

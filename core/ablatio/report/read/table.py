@@ -102,6 +102,7 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
         except (OSError, EnvironmentFault) as error:
             table.runs.append(Run(folder, folder.name, path.stem, {}, 0, "run", "damaged", first_line(error)))
             continue
+        # Other entries were written before the run's last files, or by an earlier attempt.
         recorded = word.files if word and word.state in ("done", "paused") else ""
         run = read_folder(run_folder(folder, job.id), folder.name, job, recorded, planned=True)
         table.runs.append(settled(run, word))
@@ -128,6 +129,7 @@ def first_line(error: Exception) -> str:
 
 def settled(run: Run, word: Entry | None) -> Run:
     """Combine a run with its ledger entry: its folder may hold an earlier attempt, or one that was killed."""
+    # A study of an older version has no ledger: the folder alone speaks.
     if word is None or run.state == "damaged":
         return run
     if word.state == "done":
@@ -137,6 +139,7 @@ def settled(run: Run, word: Entry | None) -> Run:
         state = "diverged" if word.kind == "diverged" else "failed"
         return replace(run, state=state, why=run.why or word.message or word.kind)
     if word.state in ("claimed", "running"):
+        # `is False`: of a process on another machine nothing is known, and it counts as running.
         if alive(word) is False:
             return replace(run, state="preempted", why="its process is gone; the same command goes on with it")
         return replace(run, state="running", why="") if word.state == "running" else replace(run, state="planned")
@@ -162,6 +165,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
         settings=first.settings,
         overrides=first.overrides,
         parts_file=first.parts_file,
+        # Reversed, so that the first study wins where two name the same arm.
         same={k: v for s in reversed(studies) for k, v in s.same.items()},
         tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
         matched={k: v for s in reversed(studies) for k, v in s.matched.items()},
@@ -178,6 +182,7 @@ def _sort(table: Table) -> None:
 
     def where(run: Run) -> tuple[Any, ...]:
         axes = [*places, *sorted(k for k in run.arm if k not in places)]
+        # Values that no axis names come last, in the order of their text.
         values = [(places.get(k, {}).get(run.arm.get(k, ""), 1 << 30), run.arm.get(k, "")) for k in axes]
         stage = stages.index(run.stage) if run.role == "stage" else 0
         return groups[run.group], run.role != "run", stage, values, run.seed, run.id

@@ -171,6 +171,8 @@ def compare(
     unequal = correction == "dunnett" and _unequal(values, [*dict.fromkeys(x for pair in names for x in pair)])
     applied: Correction = "holm" if unequal else correction
     corrected = _corrected(values, names, [d.p for d in found], applied)
+    # Also for Benjamini-Hochberg: power and intervals are planned for the strictest of its thresholds.
+    # Also for Benjamini-Hochberg: power and intervals are planned for the strictest of its thresholds.
     family = 1 if correction == "none" else len(names)
     pairs = [
         _pair(a, b, values, (difference, sign), p, family, better, alpha)
@@ -188,7 +190,9 @@ def compare_with_best(values: Values, *, better: Better = "low", alpha: float = 
     The mean is compared over the seeds that most arms have, between arms that have all of these and no diverged run;
     the other arms stay in the correction and have no p.
     """
+    # The pooled spread has no meaning for a diverged run, and its survivors are a selection.
     sound = {arm: of for arm, of in values.items() if of and all(map(math.isfinite, of.values()))}
+    # One arm that lacks a seed must not take that seed from all others.
     seeds = sorted({s for of in sound.values() for s in of if 2 * sum(s in o for o in sound.values()) > len(sound)})
     whole = [arm for arm, of in sound.items() if all(s in of for s in seeds)]
     scores, diverged = _scores(values, better), _divergence(values, None)
@@ -202,6 +206,8 @@ def compare_with_best(values: Values, *, better: Better = "low", alpha: float = 
     def difference(i: int) -> Difference:
         low, high = sorted((sign * found.low[i], sign * found.high[i]))
         sd = float((table[:, i] - table[:, found.top]).std(ddof=1))
+        # The residue of rounding would be shown as a difference between arms that gave the same numbers.
+        # The residue of rounding would be shown as a difference between arms that gave the same numbers.
         gap = 0.0 if sd == 0 and found.p[i] == 1 else sign * found.gap[i]
         return Difference(gap, low, high, found.p[i], len(seeds), sd, WITH_BEST)
 
@@ -255,6 +261,8 @@ def _skew_to_correct(
     if method not in ("t", "skewed"):
         return {}
     gaps = {(a, b): _gaps(values[a], values[b]) for a, b in names}
+    # Differences to one baseline share its skewness, so they tell of each other; pairs of different arms do not.
+    # Differences to one baseline share its skewness, so they tell of each other; pairs of different arms do not.
     others = [skewness(of) for of in gaps.values()] if baseline is not None else []
     found = {}
     for pair, of in gaps.items():
@@ -327,6 +335,7 @@ def _pair(
         return Pair(a, b, difference, p, winner, left_out)
     if difference.method != "paired t" or math.isnan(difference.p):
         return Pair(a, b, difference, p, None, left_out)
+    # `family + 1`: both take a number of arms, of which all but one are compared with the baseline.
     detectable = smallest_difference(difference.n, difference.sd, family + 1, alpha)
     return Pair(a, b, difference, p, None, left_out, detectable, _planned_seeds(difference, family + 1, alpha))
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from ablatio.report.statistics.robustness import residuals
+
 
 def holm(p: ArrayLike) -> Any:
     """Holm's step-down adjusted p over the last axis (..., m): p_(i) * (m - i + 1), made non-decreasing.
@@ -47,9 +49,8 @@ def dunnett(values: ArrayLike, comparisons: int | None = None) -> Any:
     """
     x = np.asarray(values, dtype=np.float64)
     seeds, arms = x.shape
-    left = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
     df = (seeds - 1) * (arms - 1)
-    error = np.sqrt(2 * (left**2).sum() / df / seeds)
+    error = np.sqrt(2 * (residuals(x) ** 2).sum() / df / seeds)
     m = max(arms - 1, comparisons or 0)
     return np.array([_beyond(abs(t), m, df) for t in (x[:, 1:].mean(0) - x[:, 0].mean()) / error])
 

@@ -102,6 +102,7 @@ class Trend:
         if p > alpha:
             return "holds" if self.holds <= alpha else "open"
         first, last = self.first, self.last
+        # A line that crosses 0 says "reverses" only if both ends are shown to differ from 0.
         if first.mean * last.mean < 0:
             if first.resolved and last.resolved:
                 return "reverses"
@@ -152,6 +153,7 @@ def _trend(name: str, logs: dict[str, Array], d: Array) -> Trend:
         "first": solve[0] + low * solve[place], "last": solve[0] + high * solve[place],
     }  # fmt: skip
     found = {key: _estimate(row, d, design) for key, row in rows.items()}
+    # Rounded: equal sizes may come from sums in another order.
     scales = len(np.unique(np.round(own, 6)))
     return Trend(
         over=name, ends=(float(10 ** own.min()), float(10 ** own.max())),
@@ -162,6 +164,7 @@ def _trend(name: str, logs: dict[str, Array], d: Array) -> Trend:
 
 def _p_of_holding(gain: Array, change: Array, d: Array, design: Array) -> float:
     """Larger p of two one-sided tests that the change is within HOLDS times the gain, in either direction."""
+    # |change| < HOLDS |gain| is two statements, HOLDS |gain| + change > 0 and HOLDS |gain| - change > 0, each linear.
     sign = math.copysign(1.0, _estimate(gain, d, design).mean)
     sides = [_estimate(HOLDS * sign * gain + way * change, d, design) for way in (1, -1)]
     ps = [side.p / 2 if side.mean > 0 else 1 - side.p / 2 for side in sides]
@@ -180,6 +183,7 @@ def _hold_out(name: str, logs: dict[str, Array], d: Array) -> HoldOut | None:
     row = np.zeros(len(own))
     row[~largest] = (targets @ np.linalg.pinv(design)).mean(0)
     predicted = float((d @ row).mean()) if len(d) else math.nan
+    # Predicted minus measured is one row, so that its error per seed contains what both share.
     row[largest] = -1 / largest.sum()
     measured = float(d[:, largest].mean()) if len(d) else math.nan
     # One seed: the scatter of the other sizes alone, since the largest may not judge itself.

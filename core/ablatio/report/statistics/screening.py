@@ -102,6 +102,7 @@ def screen(model: Model) -> Screen:
     weights = np.array([w for _, w, _ in named])
     lengths = np.linalg.norm(weights, axis=1)
     unit = weights / lengths[:, None]
+    # With replicates only the inner products of the contrasts matter: fewer columns, fewer draws.
     largest = null_maxima(_compressed(unit) if space is None else unit @ space, df)
     critical = float(np.quantile(largest, LEVEL))
     found = []
@@ -144,15 +145,18 @@ def null_maxima(weights: Array, df: float) -> Array:
 
     df  of the standard deviation; nan: Lenth's pseudo standard error of the m orthonormal contrasts
     """
+    # As bytes, because a cache needs arguments that can be hashed.
     return _null_maxima(np.ascontiguousarray(weights).tobytes(), weights.shape, df)
 
 
 @functools.lru_cache(maxsize=8)
 def _null_maxima(weights: bytes, shape: tuple[int, int], df: float) -> Array:
+    # float32: its rounding is far below the 0.02 that the draws leave open, and it halves time and memory.
     rows = np.frombuffer(weights, dtype=np.float64).reshape(shape).astype(np.float32)
     generator = np.random.default_rng(SEED)
     draws = int(min(DRAWS, max(FEWEST, WORK / (shape[0] * shape[1]))))
     found = []
+    # In ten parts, so that the draws of a large study need not fit into memory at once.
     for _ in range(10):
         z = generator.standard_normal((draws // 10, shape[1]), dtype=np.float32)
         scale = pseudo_standard_error(z) if math.isnan(df) else np.sqrt(generator.chisquare(df, len(z)) / df)
@@ -174,6 +178,7 @@ def _contrasts(model: Model) -> Iterator[tuple[Name, Array, bool]]:
         if term.name in fitted or term.values.shape[1] > 1:
             continue
         left = orthonormal(term.values, model.design)
+        # Less than a tenth of the column is its own: the estimate would be ten times as noisy as the others.
         if left.shape[1] and float(np.linalg.norm(left.T @ term.values)) > 0.1 * math.sqrt(len(model.y)):
             solved = np.linalg.pinv(np.hstack([model.design, term.values]))[-1:]
             for name, combination in _named(term):

@@ -41,6 +41,7 @@ def selected_interval(
     """
     sign = -1.0 if mean < 0 else 1.0
     t = abs(mean) / sd * math.sqrt(n)
+    # What was shown was selected: rounding must not put it outside of its own selection.
     critical = min(-float(special.stdtrit(n - 1, largest_p / 2)), t * (1 - 1e-12))
     tail = (1 - confidence) / 2
 
@@ -123,6 +124,7 @@ def _upper(u: float, half: float) -> float:
 
 def _between(first: float, second: float, half: float) -> float:
     """P(first < u < second), from the tail in which both lie."""
+    # In the upper tail both probabilities are nearly 1, and their difference would be rounding.
     if first > 0:
         return _upper(first, half) - _upper(second, half)
     return _lower(second, half) - _lower(first, half)

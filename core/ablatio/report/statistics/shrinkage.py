@@ -17,6 +17,8 @@ from functools import cache
 import numpy as np
 from scipy import special
 
+from ablatio.report.statistics.robustness import residuals
+
 POINTS = 80  # Gauss-Hermite nodes
 
 
@@ -43,8 +45,7 @@ def shrink(values: Mapping[str, Mapping[int, float]], *, better: str = "low") ->
     x = np.array([[sound[a][s] for s in seeds] for a in arms])  # (arms, seeds)
     k, n = x.shape
     means = x.mean(1)
-    left = x - means[:, None] - x.mean(0) + x.mean()
-    variance = float((left**2).sum()) / ((k - 1) * (n - 1)) / n
+    variance = float((residuals(x) ** 2).sum()) / ((k - 1) * (n - 1)) / n
     between = float(means.var(ddof=1))
     tau2 = max(0.0, between - variance)
     share = tau2 / (tau2 + variance) if tau2 + variance > 0 else 0.0
@@ -62,9 +63,11 @@ def _best(means: np.ndarray, sd: float) -> np.ndarray:
         return np.asarray(lowest / lowest.sum())
     nodes, weights = _nodes()
     points = means[:, None] + sd * nodes  # (arms, nodes)
+    # Logs: the product over hundreds of arms would underflow.
     above = special.log_ndtr((means[None, :, None] - points[:, None, :]) / sd)  # (arm, other, nodes)
     above[np.arange(k), np.arange(k)] = 0.0
     found = np.exp(above.sum(1)) @ weights
+    # Also divides by the sum of the weights, sqrt(2 pi).
     return np.asarray(found / found.sum())
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ablatio.report.statistics.robustness import residuals
+
 LAST = 5  # checkpoints whose spread is the noise of training
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
@@ -76,8 +78,7 @@ def seed_noise(finals: Mapping[str, Mapping[int, float]]) -> float:
     common = sorted(set.intersection(*(set(by) for by in arms))) if arms else []
     if len(arms) > 1 and len(common) > 1:
         table = np.array([[by[s] for s in common] for by in arms])
-        left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-        return math.sqrt(float((left**2).sum()) / ((len(arms) - 1) * (len(common) - 1)))
+        return math.sqrt(float((residuals(table) ** 2).sum()) / ((len(arms) - 1) * (len(common) - 1)))
     several = [np.array(list(by.values())) for by in arms if len(by) > 1]
     df = sum(len(v) - 1 for v in several)
     return math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in several) / df) if df else math.nan
@@ -94,6 +95,7 @@ def checkpoint_noise(values: Sequence[float]) -> float:
         return math.nan
     steps = np.arange(LAST)
     left = last - np.polyval(np.polyfit(steps, last, 1), steps)
+    # The line takes two degrees of freedom.
     return math.sqrt(float((left**2).sum()) / (LAST - 2))
 
 
@@ -140,6 +142,7 @@ def _rank_correlations(curves: Sequence[Curve]) -> np.ndarray:
             lengths.setdefault(len(values), []).append(values)
     found = [np.zeros(0)]
     for length, rows in lengths.items():
+        # All curves of one length at once: scipy's `spearmanr` takes one pair at a time.
         ranks, steps = rankdata(rows, axis=1) - (length + 1) / 2, np.arange(length) - (length - 1) / 2
         found.append(ranks @ steps / np.sqrt((ranks**2).sum(1) * (steps**2).sum()))
     return np.concatenate(found)

@@ -37,6 +37,7 @@ def split(arms: Sequence[Cells]) -> VarianceSplit | None:
     grids = [grid for cells in arms if (grid := _complete(cells)) is not None]
     if not grids:
         return None
+    # Sums of squares add up only over layouts with the same I and J, in which they have the same expectations.
     shape = max((grid.shape for grid in grids), key=lambda s: s[0] * s[1])
     grids = [grid for grid in grids if grid.shape == shape]
     inits, orders = shape

@@ -184,6 +184,7 @@ def _grid(findings: Findings, width: int) -> Grid:
 
     grid = Grid(box=None, pad_edge=False)
     longest = max((len(word) for row in findings.rows for word in row.arm.name.split()), default=0)
+    # A wide terminal keeps whole names on a line, a narrow one whole words.
     longest = max((len(row.arm.name) for row in findings.rows), default=0) if width >= 100 else longest
     marks = ["baseline" if row.arm.baseline else state_text(row.arm) for row in findings.rows]
     widest = max((len(word) for mark in marks for word in mark.split()), default=0)
@@ -222,6 +223,7 @@ def results_csv(table: Table) -> str:
 
     def line(run: Run) -> list[Any]:
         came = [run.scores.get(k) for k in scores] if run.done else [None] * len(scores)
+        # Planned sizes hold for a failed run as well; what it consumed is no result.
         sizes = [run.size.get(k) if run.done or k not in ("tokens", "steps") else None for k in SIZES]
         first = [run.group] if groups else []
         made = [run.id, run.data, run.code, run.parts, rerun_command.line(run.command)]

@@ -70,6 +70,7 @@ class LiveTable:
 
     def _say_changes(self, engine: Engine) -> None:
         """Print one line for each job that has ended since the last call."""
+        # Jobs that were done before this process began are counted, and not announced.
         first = not self.known
         for name, entry in engine.ledger.entries.items():
             if self.known.get(name) == entry or name not in engine.jobs:
@@ -132,6 +133,7 @@ class LiveTable:
         if self.start is None:
             self.start = (now, done)
         since, before = self.start
+        # No step since the start: a rate of 0 would promise forever.
         if done == before:
             return ""
         return f", {_seconds((total - done) * (now - since) / (done - before))} left"
@@ -149,6 +151,7 @@ def _rows_backwards(path: Path) -> Iterator[dict[str, str]]:
     """Rows of a metrics file, newest first; an unfinished last line is skipped."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         header = file.readline().decode().strip().split(",")
+        # The last rows alone: the file of a long run is read twice a second.
         file.seek(max(file.tell(), path.stat().st_size - 8192))
         lines = file.read().decode(errors="replace").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]

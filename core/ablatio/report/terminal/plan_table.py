@@ -77,6 +77,7 @@ def spread(plan: Plan, folder: Path | None) -> Spread | None:
     for place in places:
         groups = _differences(place, plan)
         if groups:
+            # Around the mean of each arm: a true difference between arms is no noise.
             squares = sum((d - sum(group) / len(group)) ** 2 for group in groups for d in group)
             free, pairs = sum(len(group) - 1 for group in groups), sum(map(len, groups))
             return Spread(math.sqrt(squares / free), f"{pairs} pairs of runs in {place}", unit, free)
@@ -123,6 +124,7 @@ def sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None = Non
     text += f", {len(plan.jobs) - len(left)} of them done" if len(left) < len(plan.jobs) else ""
     seconds = [s.seconds for s in seen if s.seconds is not None]
     if seconds and (left or plan.coming):
+        # A rung of a search ends early, and costs its share of the steps.
         shares = sum(job.until / int(job.config["train"]["steps"]) if job.until else 1.0 for job in left)
         total = sum(seconds) / len(seconds) * (shares + plan.coming)
         text += f", {'at least' if plan.adaptive else 'about'} {duration(total)} of computing on one core"
@@ -169,6 +171,7 @@ def visible_sentence(plan: Plan, folder: Path | None) -> Iterator[str]:
     if arms < 2 or plan.settings["plan"] or design_facts(plan.study)["screens"]:
         return
     alpha, power = plan.settings["alpha"], plan.settings["power"]
+    # In units of the spread: before the first runs nobody knows it in nats.
     better = seeds_needed(WORTH_SEEING, 1.0, arms, alpha, power)
     advice = (
         f"{better} seeds would show {WORTH_SEEING:g} sd, and until=resolved seeds=3..{max(MOST_SEEDS, better)} adds "
@@ -209,6 +212,7 @@ def looks_sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None
     yield f"{text}. Looks at n = {', '.join(map(str, sizes))} seeds" + (f", {made} of them made." if made else ".")
     margin = f" equal within {record['margin']:g}," if record["margin"] else ""
     yield f"An arm stops when its comparison with {record['baseline']} is resolved,{margin} or hopeless."
+    # The limit of the last look, after spending on the others: stricter than alpha over the comparisons.
     last = boundaries.p_at(len(sizes) - 1, record["alpha"] / record["comparisons"])
     known, power = spread(plan, folder), plan.settings["power"]
     least = smallest_difference(sizes[-1], 1.0, 2, last, power)

@@ -47,6 +47,7 @@ def _times(plan: Plan, folder: Path | None) -> Times:
     jobs = {job.id: job for job in plan.jobs}
     if plan.settings["join"] or all(is_done(folder, name) for name in jobs):
         return Times()
+    # One arm from its first stage on: later stages start from what the earlier ones leave.
     line = next(chain(job, jobs) for job in plan.jobs if job.role == "run")
     return times(plan.jobs, line, folder)
 

@@ -90,6 +90,7 @@ class Fit:
             from scipy.special import stdtrit
 
             whole = max(float(draws.var()), between)
+            # The floor keeps the degrees of freedom finite where the seeds make up all of the variance.
             own = max((whole - between) ** 2 / self.freedom[0], 1e-6 * whole**2)  # which the draws contain
             df, drawn = whole**2 / (own + between**2 / self.freedom[1]), whole**2 / own
             factor = float(stdtrit(df, 0.975) / stdtrit(drawn, 0.975))
@@ -144,6 +145,7 @@ def _spread(residuals: Array, p: int, seeds: Sequence[int]) -> tuple[tuple[float
     within = float(((residuals - means[blocks]) ** 2).sum()) / df
     grand = float(np.average(means, weights=counts))
     between = float((counts * (means - grand) ** 2).sum()) / (many - 1)
+    # Runs per seed that count, with unequal numbers of them: n0 of the one-way layout with random effects.
     each = (n - float((counts**2).sum()) / n) / (many - 1)
     return (math.sqrt(within), df), (math.sqrt(max(0.0, between - within) / each), many - 1), blocks
 

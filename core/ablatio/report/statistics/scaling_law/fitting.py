@@ -10,6 +10,7 @@ Array = NDArray[np.floating[Any]]
 Columns = Mapping[str, Array]  # N parameters, D tokens, C FLOPs, U unique tokens, experts: (runs,) each
 
 DELTA = 1e-3  # threshold of Huber's loss in log nats: larger residuals count linearly (arXiv:2203.15556)
+# Near the cube root of the rounding error, where truncation and rounding of central differences balance.
 STEP = 1e-6  # of the central differences that give the slopes
 ITERATIONS = 80
 CLOSE = 1e-7  # relative gain of a step below which a refit ends: 1000 times less than the spread of the draws
@@ -95,6 +96,7 @@ def minimum(form: Form, x: Columns, z: Array, tolerance: float = 1e-14) -> Array
     with np.errstate(all="ignore"):  # a trial step may overflow; it is then not taken
         tried = [
             least_squares(residuals, w, differences, loss="huber", f_scale=DELTA, x_scale="jac", max_nfev=600, **tight)
+            # Several starts: the loss has local minima, in which one term takes over the part of another.
             for w in form.starts(x, z)
         ]
     return np.asarray(min(tried, key=lambda result: float(result.cost)).x)
@@ -115,6 +117,7 @@ def refit(form: Form, x: Columns, targets: Array, start: Array) -> Array:
 
     Damped Gauss-Newton on Huber's weights min(1, DELTA / |residual|), each set with its own damping.
     """
+    # Own code, because scipy fits one data set at a time: 400 draws would take 400 times as long as one fit.
     w = np.repeat(start[None], len(targets), 0)
     damping = np.full(len(w), 1e-3)
     error = form.log_loss(w, x) - targets
@@ -144,11 +147,14 @@ def _step(form: Form, x: Columns, w: Array, error: Array, damping: Array) -> Arr
     normal = np.einsum("bnp,bnq->bpq", weighted, slope)
     gradient = np.einsum("bnp,bn->bp", weighted, error)
     diagonal = np.einsum("bpp->bp", normal)
+    # Levenberg's damping in units of each coefficient; the floors keep a coefficient without influence solvable.
     diagonal += damping[:, None] * np.maximum(diagonal, 1e-12 * diagonal.max(1, keepdims=True)) + 1e-300
     good = np.isfinite(normal).all((1, 2)) & np.isfinite(gradient).all(1)
+    # A set whose step has overflowed stays in place, and does not make the whole batch fail.
     normal[~good], gradient[~good] = np.eye(w.shape[1]), 0.0
     try:
         move = np.linalg.solve(normal, gradient[..., None])[..., 0]
+    # One singular set makes `solve` raise for all of them.
     except np.linalg.LinAlgError:
         move = np.einsum("bpq,bq->bp", np.linalg.pinv(normal), gradient)
     return w - move

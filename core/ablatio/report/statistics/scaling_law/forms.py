@@ -70,6 +70,7 @@ def _promising(columns: Array, z: Array) -> Sequence[int]:
     squares, which is slow.
     """
     scaled = columns / columns.max(1, keepdims=True) / z[:, None]
+    # The ridge: with small exponents the columns are nearly the same.
     normal = np.einsum("gnp,gnq->gpq", scaled, scaled) + 1e-14 * np.eye(columns.shape[2])
     weights = np.linalg.solve(normal, scaled.sum(1)[..., None])[..., 0]
     cost = ((np.einsum("gnp,gp->gn", scaled, weights) - 1) ** 2).sum(1)
@@ -89,6 +90,7 @@ def relative_nnls(columns: Sequence[Array], z: Array) -> tuple[float, Array]:
 
     scale = np.array([column.max() for column in columns])
     weights, cost = nnls(np.stack([c / s / z for c, s in zip(columns, scale, strict=True)], 1), np.ones_like(z))
+    # The fit goes on with logs, so that a term of weight 0 needs a size to start from.
     return float(cost), np.maximum(weights, 1e-9) / scale
 
 

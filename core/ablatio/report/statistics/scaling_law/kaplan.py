@@ -75,6 +75,7 @@ class Joint(LogForm):
             if not (np.isfinite(target).all() and min(c.min() for c in columns) > 0):
                 continue
             cost, (a, b) = relative_nnls(columns, target)
+            # Relative errors of L^(1/alpha_D) are those of L over alpha_D: the factor makes grid points comparable.
             found.append((cost * alpha_d, np.array([math.log(a) / ratio, math.log(b), *np.log([alpha_n, alpha_d])])))
         found.sort(key=lambda item: item[0])
         return [w for _, w in found[:STARTS]]

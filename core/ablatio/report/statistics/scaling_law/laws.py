@@ -99,6 +99,7 @@ def _repeated(x: Mapping[str, Array], z: Array) -> Form:
         raise ValueError(f"the law of repeated tokens takes 8 runs or more; there are {len(z)}")
     plain = fit_form(Repeated(), {name: x[name] for name in "NDU"}, z.tolist(), draws=0).coefficients
     best = optimal_parameters(x["U"], *(plain[k] for k in ("A", "alpha", "B", "beta")))
+    # R_N* shows only in models that are larger than the unique data warrant.
     return Repeated(excess=bool(len(z) >= 12 and different(x["N"][x["N"] > best]) >= 3))
 
 
@@ -127,6 +128,7 @@ def _varying(x: Mapping[str, Array], z: Array, each: int) -> list[str]:
             f"{APART - 1:.0%} apart; there are {len(z)} runs, {different(x['N'])} sizes, "
             f"{different(x['D'])} numbers of tokens"
         )
+    # With D = c N^k the two terms are one curve: any split between them fits equally well.
     if len(names) == 2 and abs(np.corrcoef(np.log(x["N"]), np.log(x["D"]))[0, 1]) > 0.999:
         raise ValueError(
             "parameters and tokens grow together in these runs, so their effects on the loss cannot be separated"

@@ -84,6 +84,7 @@ def budgets(
             continue
         logs = np.log(x[rows])
         curve, slope, level = (float(v) for v in np.polyfit(logs, z[rows], 2))
+        # A parabola that opens downwards has no best size.
         if curve > 0:
             bottom = -slope / (2 * curve)
             yield Budget(
@@ -140,9 +141,11 @@ def envelope(curves: Sequence[LearningCurve], draws: int = 200, seed: int = 0) -
         return None
     rng, found = np.random.default_rng(seed), []
     for _ in range(draws):
+        # A run that is drawn twice changes no minimum.
         rows = np.unique(rng.integers(0, len(kept), len(kept)))
         if (drawn := _lowest(table[rows], n[rows], grid)) is not None:
             found.append(drawn[1])
+    # If most resamples have no envelope, those that have one are a selection.
     low, high = np.percentile(found, [2.5, 97.5]) if len(found) > draws / 2 else (math.nan, math.nan)
     places, exponent = whole
     best = table[:, places].argmin(0)
@@ -169,6 +172,6 @@ def _lowest(table: Array, n: Array, grid: Array) -> tuple[Any, float] | None:
 def power_of_budget(found: Sequence[Budget]) -> float | None:
     """Exponent of N_opt over C through the minima of approach 2 that lie inside their runs; None for fewer than two."""
     inside = [b for b in found if b.inside]
-    if different(np.array([b.flops for b in inside])) < 2 if inside else True:
+    if not inside or different(np.array([b.flops for b in inside])) < 2:
         return None
     return float(np.polyfit(np.log([b.flops for b in inside]), np.log([b.best for b in inside]), 1)[0])

@@ -24,6 +24,7 @@ BASE = Chinchilla()
 
 def effective(unique: Any, used: Any, decay: Any = R_D) -> Any:
     """Number of new tokens that are worth as much as `used` tokens out of `unique` ones."""
+    # A run that ends within its first epoch has repeated nothing.
     unique = np.minimum(unique, used)
     return unique * (1 + decay * -np.expm1(-(used / unique - 1) / decay))
 
