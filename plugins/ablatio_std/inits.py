@@ -23,6 +23,7 @@ def gpt2(
     weight: Tensor, info: ParameterInfo, generator: torch.Generator, *, std: Std = 0.02, residual_scale: bool = True
 ) -> None:
     """N(0, std^2); std / sqrt(2 n_layers) for projections into the residual stream, of which each layer has two."""
+    # The sum of 2 n_layers branches then has the variance of one.
     scale = 1 / math.sqrt(2 * info.n_layers) if info.residual and residual_scale else 1.0
     weight.normal_(0.0, std * scale, generator=generator)
 
@@ -70,6 +71,7 @@ def xavier(
     """
     std = math.sqrt(2 / (info.fan_in + info.fan_out)) if info.role == "matrix" else embedding_std
     if uniform and info.role == "matrix":
+        # U(-a, a) has the variance a^2 / 3.
         weight.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std, generator=generator)
     else:
         weight.normal_(0.0, std, generator=generator)
@@ -169,6 +171,7 @@ class MuP:
 
     def rate(self, info: ParameterInfo) -> float:
         """1 / m for parameters that sum over the width: matrices, and vectors with d_model inputs (small readouts)."""
+        # Adam moves each weight by lr: a sum over m times as many inputs moves m times as far.
         sums = info.role == "matrix" or (info.role == "vector" and info.fan_in == info.d_model)
         return self.base_width / info.d_model if sums else 1.0
 

@@ -135,6 +135,7 @@ class Retro(LanguageModel):
         else:
             texts = self.passages.find(chunks, tokens, self.neighbors, leave_out=self.training)
         many = texts.shape[1] * texts.shape[2] * texts.shape[3]
+        # Cross-attention needs a key for tokens before the first chunk has ended.
         nothing = self.nothing.expand(batch, 1, -1)
         none = numbers.new_full((batch, 1), NONE)
         if not many:

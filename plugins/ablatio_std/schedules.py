@@ -92,6 +92,7 @@ def noam(step: int, total: int, *, warmup: WarmUp = 0.04) -> float:
     It is relative to the paper's peak d_model^-1/2 n^-1/2, which is optimizer.lr here; the paper's n is 4000 of 100,000
     steps.
     """
+    # At least 1: without a warm-up the rate falls from the first step.
     s, n = step + 1, max(1, round(warmup * total))
     return min(s / n, math.sqrt(n / s))
 
@@ -193,6 +194,7 @@ def plateau(
     A reduction follows more than `patience` scores in a row that are not lower than the best one by a share `gain`.
     Scores come every train.val_every steps; if a task's score is better when higher, its negative is used.
     """
+    # Replayed from all scores: the factor is a function of the step and the scores, and a resumed run needs no state.
     left, best, waited, resting = 1.0, math.inf, 0, 0
     for score in scores:
         # abs: for a negative score a relative improvement must still be lower, not closer to 0.

@@ -81,6 +81,7 @@ class UnitWeights:
 
     def attach(self, model: nn.Module) -> None:
         found = [(p, info) for p, info in describe(model) if info.role in ("matrix", "embedding") and p.requires_grad]
+        # A matrix (out, in) that writes to the stream has it in its rows, one that reads it in its columns.
         axes = [(p, info.name, -2 if info.residual else -1, info.d_model) for p, info in found]
         self.normalized = [(name, axis) for p, name, axis, width in axes if p.shape[axis] == width]
         self._normalize(model)
@@ -119,6 +120,7 @@ class Ema:
         weights = {name: p.detach() for name, p in step.model.named_parameters() if p.requires_grad}
         if not self.held:
             self.held = {name: w.clone() for name, w in weights.items()}
+        # Without the smaller d the initial weights would count for 1 / (1 - decay) steps.
         decay = min(self.decay, (1 + step.index) / (10 + step.index))
         move_towards(self.held, weights, 1 - decay)
         return {}
@@ -218,6 +220,7 @@ class _Recent:
             return False
         mean = sum(self.values) / count
         spread = math.sqrt(sum((v - mean) ** 2 for v in self.values) / (count - 1))
+        # Above only: a loss that falls is no spike.
         return value > mean + self.sigma * spread
 
     def add(self, value: float) -> None:
@@ -326,6 +329,7 @@ class EarlyStop:
         for score in scores:
             improved = score < best - self.min_delta
             best, waited = (score, 0) if improved else (best, waited + 1)
+        # From all scores and without a state of its own: a resumed run decides alike.
         return waited >= self.patience
 
 

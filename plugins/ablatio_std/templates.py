@@ -207,6 +207,7 @@ class Llama2:
                 if not first:
                     yield ChatSegment(BOS, sign=True)
                 yield ChatSegment(f"[INST] {system}{message.text.strip()} [/INST]")
+                # The system message belongs to the first question only.
                 system, first = "", False
             else:
                 yield from (
@@ -313,6 +314,7 @@ def _pairs(messages: Sequence[Message]) -> Iterator[tuple[Message | None, Messag
             yield question, message
             question = None
         elif message.role != "system":
+            # Two questions without an answer between them are one.
             text = f"{question.text}\n\n{message.text}" if question else message.text
             question = Message("user", text)
     if question:

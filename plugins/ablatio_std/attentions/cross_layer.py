@@ -35,6 +35,7 @@ class CrossLayer(SoftmaxAttention):
         super().__init__(n_kv_heads or wiring["n_heads"], qk_norm=qk_norm, **wiring)
         self.source = self.layer - self.layer % share
         if self.source != self.layer:
+            # Removed and not only unused, so that parameters and weight decay do not count them.
             del self.k_proj, self.v_proj, self.k_norm
 
     def place(

@@ -28,4 +28,5 @@ class HeldOut:
 
     def items(self) -> Iterator[Item]:
         for number, text in enumerate(islice(self.texts("validation"), self.count)):
+            # No prompt: the text is scored from its first token.
             yield Item(str(number), target=text[: self.characters])

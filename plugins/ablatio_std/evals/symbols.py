@@ -67,6 +67,7 @@ class Dyck:
 
     def items(self) -> Iterator[Item]:
         rng, opening = draws("dyck", self.seed), list(BRACKETS)[: self.kinds]
+        # All kinds in a fixed order: the chance is the same for every item.
         choices = tuple(BRACKETS[b] for b in opening)
         for number in range(self.count):
             word, stack = list[str](), list[str]()

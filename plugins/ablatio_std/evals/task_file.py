@@ -67,12 +67,14 @@ class TaskFile:
             log_once(
                 f"{self.task.path}: filter_list is not applied; answers are parsed as metric.answer_parse.find says"
             )
+        # Metrics that have no part here are left out; without any other, the usual one of this output type is taken.
         return tuple(dict.fromkeys(SAME[name] for name in named if name in SAME)) or usual
 
     def items(self) -> Iterator[Item]:
         task = self.task
         docs = task.docs(task.evaluated)
         pool = docs if task.shown == task.evaluated else task.docs(task.shown) if self.shots else []
+        # One generator for all items, as lm-eval draws: the examples of an item depend on the items before it.
         draws, first = random.Random(EXAMPLES_SEED), self._takes_first()
         for doc in islice(docs, self.count):
             shown = self._examples(doc, pool, draws, first) if self.shots else []

@@ -34,6 +34,7 @@ def luhn(text: str) -> bool:
 def iban(text: str) -> bool:
     """True if the number is 1 modulo 97 (ISO 13616)."""
     bare = text.replace(" ", "")
+    # ISO 13616 moves the first four signs to the end and writes letters as 10 to 35.
     return int("".join(str(int(c, 36)) for c in bare[4:] + bare[:4])) % 97 == 1
 
 

@@ -71,6 +71,7 @@ class Statistics:
         yield _share(lines, lambda line: line.endswith(("...", "…"))) > self.ellipses, "too many ellipses"
         letters = sum(any(c.isalpha() for c in token) for token in tokens) / count
         yield letters < self.alphabetic, "too few alphabetic words"
+        # Different words, as in Gopher: a text that repeats one of them does not pass.
         found = STOP_WORDS.intersection(WORD.findall(text.lower())) if self.stop_words else ()
         yield len(found) < self.stop_words, "too few stop words"
         yield self.lorem_ipsum and "lorem ipsum" in text.lower(), "lorem ipsum"

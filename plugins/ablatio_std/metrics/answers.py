@@ -28,6 +28,7 @@ def normalized(text: str) -> str:
 def f1(answer: str, target: str) -> float:
     """2 p r / (p + r) over the words that answer and target share, after SQuAD's normalization."""
     words, correct = normalized(answer).split(), normalized(target).split()
+    # As SQuAD 2: no answer is right only where none is expected.
     if not words or not correct:
         return float(words == correct)
     shared = sum((Counter(words) & Counter(correct)).values())

@@ -34,6 +34,7 @@ class Verified:
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         text = responses[0].texts[0]
+        # Bytes stand for token ids: a reward of length must not depend on the tokenizer of the model that is compared.
         answer = Answer(item.prompt, text, ids=tuple(text.encode()), truth=item.correct, more=item.more)
         return {"verified": float(self.function(answer))}
 

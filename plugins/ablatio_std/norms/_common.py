@@ -65,6 +65,7 @@ class _FastRMSNorm(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the kernel below has no second derivative
             return *_differentiable_backward(grad, x, weight, ctx.eps), None
         output_mask = [True, weight is not None, False]
+        # The bias is not asked for: RMSNorm has none.
         d_x, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
             grad, x, [d_model], torch.zeros_like(r), r, weight, None, output_mask
         )

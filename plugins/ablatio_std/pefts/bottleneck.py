@@ -53,6 +53,7 @@ class Parallel(Bottleneck):
     """y + f(x) for a sublayer's input x and output y."""
 
     def forward(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # transformers' layers pass it by name.
         x = args[0] if args else kwargs["hidden_states"]
         return add_change(said(layer, *args, **kwargs), lambda y: self.added(x))
 

@@ -142,6 +142,7 @@ class HuggingFace:
         """Settings that depend on the model, for which peft's defaults cannot be used."""
         settings: dict[str, Any] = {"target_modules": list(paths)} if "target_modules" in fields and paths else {}
         if "feedforward_modules" in fields:
+            # IA3 scales the input of these modules and the output of the others.
             settings["feedforward_modules"] = [path for path in paths if ".mlp." in path]
         if self.method in PROMPTS:
             # As many as our own prompt methods have.

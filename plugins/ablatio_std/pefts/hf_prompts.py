@@ -44,6 +44,7 @@ class PeftPrompts(VirtualPeft):
 
     def before(self, stack: Stack) -> EncodedTokens:
         config, shapes = self.config, None
+        # One stack at a time: an encoder-decoder has virtual tokens of its own in each.
         config.num_transformer_submodules, config.token_dim, config.num_layers = 1, stack.d_model, stack.depth
         if self.method in KEYS_VALUES:
             shapes = shapes_of(stack)

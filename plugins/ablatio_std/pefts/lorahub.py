@@ -89,6 +89,7 @@ class LoraHub(LayerPeft):
             scales.add(part.scale)
             self.held.append(tensors)
         shapes = [{name: t.shape for name, t in tensors.items()} for tensors in self.held]
+        # The mixture is one LoRA: sums of A and of B need one rank and one scale.
         if any(s != shapes[0] for s in shapes) or len(scales) > 1:
             raise UserError("the LoRAs of peft.adapters differ in targets, rank or alpha and cannot be mixed")
         self.scale, self.seed = scales.pop(), seed

@@ -169,6 +169,7 @@ class Dataset:
             for file in files:
                 for record in text_records(file, self.column, bad=bad, name="dataset"):
                     used += 1
+                    # Files of two splits may have the same names.
                     place = f"{file.parent.name}/{record.id}" if split else record.id
                     yield Document(record.fields[self.column], place, split)
         self.skipped_rows = bad.close("dataset", used)

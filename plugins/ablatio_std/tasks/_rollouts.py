@@ -100,6 +100,7 @@ class RolloutSampler:
         `stream` None: greedy answers; `processors` change what random ones are drawn from.
         """
         seed, rows = self.setup.seeds.data, len(prompts) * group
+        # A random stream for each row, so that an answer does not depend on the others of its batch.
         draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens, first)
         rollout = sample_rollouts(
             model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,

@@ -46,6 +46,7 @@ class ProcessRewardModel(Task):
         ] = "cut",
     ) -> None:
         self.setup, self.rule = setup, labels
+        # The last token is an input here: its state is what the last step's end is read from.
         self.set = AnswerSet(setup, too_long, ahead=0)
         self.tokenizer, self.content = self.set.tokenizer, self.set.content
         self.judge = rewards.build("process", {"function": labels}, open_run=None, open_model=None)

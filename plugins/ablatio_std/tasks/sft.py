@@ -93,6 +93,7 @@ class SupervisedFineTuning(Task):
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         """Held-out conversations, packed in their own order; at most `data.val_tokens` tokens."""
         length = length or self.setup.length
+        # Left out and not cut: losses at several lengths are then of whole conversations.
         written = [w for w in self.written["validation"] if len(w) <= length + self.reading.ahead]
         if not written:
             raise UserError(
@@ -158,6 +159,7 @@ class SupervisedFineTuning(Task):
                 example = self.reading.example(batch).to(device)
                 losses, found, weights = model.scored_targets(example)
                 weights = weights.double()
+                # float64: sums over all held-out tokens, whose differences between arms are small.
                 nats += float((losses.double() * weights).sum())
                 hits += float((found * weights).sum())
                 count += float(weights.sum())
@@ -198,6 +200,7 @@ class RowBatches:
     @property
     def epoch_rows(self) -> int:
         """Rows in which every conversation occurs once, with their share of plain text."""
+        # All rows are text: an epoch is one pass over it, and 1 / (1 - share) has no value.
         if self.task.share == 1 and self.task.plain:
             return self.task.plain[1].windows
         return round(self.task.rows.epoch_rows / (1 - self.task.share))

@@ -51,6 +51,7 @@ class MergeDropout:
         tokens = [symbol for character in word for symbol in self._symbols(character)]
         while True:
             found = [(self.rank[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in self.rank]
+            # Drawn anew in each step, as in the paper: a merge left out once may be made later.
             kept = [pair for pair in found if draw.random() >= self.p]
             if not kept:
                 return tokens

@@ -43,6 +43,7 @@ class SentencePiece:
                     made.pieces.append((found[1].decode(), score, found.get(3, NORMAL)))
                 elif number == 2:
                     made.kind = dict(_fields(value)).get(3, UNIGRAM)
+                # Defaults of the format: a file leaves out what it has not changed.
                 elif number == 3:
                     rules = dict(_fields(value))
                     made.charsmap = rules.get(2, b"")
@@ -68,6 +69,7 @@ class SentencePiece:
             model = hf.models.BPE(vocab, _merges(scores), unk_token=unk, fuse_unk=True, byte_fallback=by_bytes)
         made = hf.Tokenizer(model)
         steps: list[Any] = [hf.normalizers.Precompiled(self.charsmap)] if self.charsmap else []
+        # SentencePiece's normalizer also strips the ends; the rest of its rules are in the charsmap.
         if self.one_space:
             steps += [hf.normalizers.Strip(), hf.normalizers.Replace(hf.Regex(" {2,}"), " ")]
         if steps:

@@ -137,6 +137,7 @@ class _Model:
                 starts = back[rows, ends]
                 pieces = group.table[rows, starts, ends - starts - 1]
                 used += np.bincount(pieces, weights=group.counts[rows], minlength=len(used))
+                # Backwards from the end of all words at once; a word leaves when its first piece is counted.
                 rows, ends = rows[starts > 0], starts[starts > 0]
         loss = np.full(len(self.names), -np.inf)
         for group in self.pieces:
@@ -168,6 +169,7 @@ def _seeds(words: Mapping[str, int], alphabet: Sequence[str], most: int) -> dict
         for i in range(len(word)):
             for j in range(i + 1, len(word) + 1):
                 found[word[i:j]] += n
+    # By the text that a piece covers, as SentencePiece ranks its seeds.
     longer = [(piece, n * len(piece)) for piece, n in found.items() if len(piece) > 1 and n > 1]
     longer.sort(key=lambda item: (-item[1], item[0]))
     return {c: float(found[c]) for c in alphabet} | {piece: float(found[piece]) for piece, _ in longer[:most]}

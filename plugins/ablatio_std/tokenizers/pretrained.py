@@ -105,6 +105,7 @@ class Fast:
         borders = np.cumsum([len(text) for text in group])[:-1, None]
         if bool(((places[:, 0] < borders) & (borders < places[:, 1])).any()):
             return [self._split([text], self._inside.encode(text, add_special_tokens=False))[0] for text in group]
+        # A token belongs to the text that it begins in.
         return np.split(ids, np.searchsorted(places[:, 0], borders[:, 0]))
 
     @functools.cached_property
