@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import ablatio
+from ablatio.cli.generate import _words
 from ablatio.cli.main import main
 from ablatio.model.prompting.types import Example, Reply
 
@@ -90,6 +91,10 @@ def test_stop_strings_and_choices(run: "ablatio.RunFolder", capsys: pytest.Captu
         (["prompt=few_shot"], "none were given"),
         (["prompt=few_shot", "examples=nowhere.jsonl"], "cannot be read"),
         (["prompt=zero_shot", "--chat"], "no --chat"),
+        (["prompt=zero_shot", "--system", "you"], "no --chat"),
+        (["prompt=zero_shot", "--top-k", "5"], "in place of flags"),
+        (["prompt=zero_shot", "--top-p", "0.5"], "in place of flags"),
+        (["--system", "you"], "PROMPT --chat --system you"),
         (["more", "texts"], "expected one, in quotes"),
         (["--stop", ""], "a stop string is empty"),
         (["--samples", "0"], "expected 1 or more"),
@@ -142,3 +147,19 @@ def test_a_question_is_answered_by_a_program(
     file.write_text('{"question": "who?"}\n', encoding="utf-8")
     assert main(["generate", str(run.folder), "why?", "prompt=few_shot", f"examples={file}"]) == 2
     assert "line 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-1", 0.1),
+        ("2", 2),
+        ("true", True),
+        ("null", None),
+        ("[a,b]", ["a", "b"]),
+        ("'x y'", "x y"),
+        ("a, b", "a, b"),
+    ],
+)
+def test_knobs_are_read_as_everywhere(text: str, value: object) -> None:
+    assert _words(["decode=sample", f"decode.knob={text}"])[1] == {"decode": {"name": "sample", "knob": value}}

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from safetensors.torch import load_file
 
 import ablatio
+from ablatio.api.training_runs import _resumed_settings
 from ablatio.errors import Preempted
 
 
@@ -227,3 +228,26 @@ def test_a_finished_run_is_not_trained_again(run: "ablatio.RunFolder") -> None:
     assert (run.folder / "metrics.csv").stat().st_mtime_ns == stamp
     with pytest.raises(ablatio.UserError, match="a resumed run keeps its settings"):
         ablatio.resume_run(run.folder, "optimizer.lr=1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("trainer.timeout=900.5", 900.5),
+        ("trainer.threads=2", 2),
+        ("trainer.compile=true", True),
+        ("trainer.precision=32", "32"),
+        ("trainer.device='cpu'", "cpu"),
+    ],
+)
+def test_a_resumed_run_reads_values_as_every_command_does(run: "ablatio.RunFolder", setting: str, value: Any) -> None:
+    key = setting.partition("=")[0].removeprefix("trainer.")
+    assert _resumed_settings(run.folder, [setting])["trainer"][key] == value
+
+
+@pytest.mark.parametrize(
+    "word", ["trainer.", "trainer.device", "trainer.threads=\u00b2", "trainer.threads=1,2", "trainer.no=1", "strategy="]
+)
+def test_what_a_resumed_run_cannot_take_is_refused(run: "ablatio.RunFolder", word: str) -> None:
+    with pytest.raises(ablatio.UserError):
+        ablatio.resume_run(run.folder, word, quiet=True)

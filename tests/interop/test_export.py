@@ -12,9 +12,13 @@ import pytest
 import torch
 from helpers.runs import TINY, ablatio
 
+from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
+from ablatio.interop.export import difference, export
+from ablatio.model.build import build_model
 from ablatio.model.decoding.generate import Sampling, generate
 from ablatio.training.load import load_run
+from ablatio.training.run_spec import untrained_tokenizer
 
 PROMPTS = ["the people", "of the Union, and"]
 NATIVE = {
@@ -201,3 +205,13 @@ def test_export_refusal_states_the_reason(exported, tmp_path, text_file):
     assert ended.code == 2 and "is not empty" in ended.err
     ended = ablatio(["export", str(folder), "--to", str(tmp_path / "x"), "--as", "gpt2"], tmp_path / "log4")
     assert ended.code == 2 and "gpt2 does not support" in ended.err
+
+
+@pytest.mark.parametrize("options", [["preset=gpt2"], ["preset=gpt2", "placement=post"]], ids=["native", "own"])
+def test_a_context_of_a_few_tokens_is_exported(options: list[str], tmp_path: Path) -> None:
+    sizes = ["model.d_model=32", "model.n_layers=1", "model.n_heads=4", "model.max_len=4", "tokenizer=bytes"]
+    config = compose_run([*options, *sizes]).config
+    tokenizer = untrained_tokenizer(config)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.eos).eval()
+    export(config, model, tokenizer, tmp_path / "to")
+    assert difference(tmp_path / "to", model) < 1e-5

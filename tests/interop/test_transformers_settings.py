@@ -248,3 +248,46 @@ def test_qwen3_is_not_exported_with_an_epsilon_that_its_head_norms_lack() -> Non
     parts = ["size=tiny", "attention.qk_norm=rmsnorm", "position=rope", "activation=swiglu", "model.tied=false"]
     found = {eps: family_of(compose_run([*parts, f"norm.eps={eps}"]).config, 257) for eps in ("1e-6", "1e-5")}
     assert found["1e-5"] is None and found["1e-6"] is not None and found["1e-6"].model_type == "qwen3"
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path
+    written(folder, "Llama", LLAMA)
+    monkeypatch.setenv("ABLATIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compare, "difference", lambda *_: float("nan"))
+    for _ in range(2):  # nor remembered as equal
+        with pytest.raises(UserError, match="its logits differ from those of transformers by nan"):
+            loaded(folder)
+
+
+SCALED = {
+    "llama": ["activation=swiglu"],
+    "qwen2": ["activation=swiglu", "attention.qkv_bias=true"],
+    "qwen3": ["activation=swiglu", "attention.qk_norm=rmsnorm", "norm.eps=1e-6"],
+    "mistral": ["activation=swiglu", "attention=sliding", "attention.window=8"],
+    "smollm3": ["activation=swiglu", "layers.position=[rope,none]"],
+    "gpt2": ["preset=gpt2"],
+    "opt": ["preset=opt"],
+    "bloom": ["preset=bloom"],
+    "gpt_neox": ["preset=gpt2", "position=rope", "position.fraction=0.5"],
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@torch.no_grad()
+def test_an_export_keeps_the_factors_on_scores_and_logits(kind: str) -> None:
+    sizes = ["model.d_model=32", "model.n_layers=2", "model.n_heads=4", "model.max_len=32"]
+    factors = ["model.attention_scale=0.7", "model.logit_scale=0.5"]
+    config = compose_run([*SCALED[kind], *sizes, *factors, "model.dropout=0"]).config
+    family = family_of(config, V)
+    assert family is not None and family.model_type == kind
+    ours, settings = build_model(config, V).eval(), family.config_json()
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(settings.pop("model_type"), **settings), attn_implementation="eager"
+    ).eval()
+    missing, unknown = theirs.load_state_dict(family.to_native(ours.state_dict()), strict=False)
+    assert not unknown and {*missing} <= {"lm_head.weight"}
+    tokens = torch.randint(V, (2, 16), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+    back = family.from_native(family.to_native(ours.state_dict()))
+    assert all(torch.allclose(back[name], value) for name, value in ours.state_dict().items() if name in back)

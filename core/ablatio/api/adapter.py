@@ -57,6 +57,7 @@ def train_in(
     check_callbacks(callbacks)
     try:
         return train(RunSpec(config, public), folder, console, resume=resume, callbacks=list(callbacks))
+    # What the operating system refuses (a full disk, a lost mount) is no fault of the program.
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"
@@ -119,6 +120,7 @@ class Measures:
             raise UserError(
                 f"{other[0]}: only evaluations and metrics can be chosen for a finished run\n    try: eval=[addition]"
             )
+        # The settings are checked in the config of a task that reads all of them; which task it is does not matter.
         reading = next(entry.name for entry in tasks if {*entry.facts["reads"]} >= {"decode", "prompt"})
         config = composed([f"task={reading}", *overrides]).config
         chosen = {key: config.get(key) for key in MEASURES}
@@ -128,6 +130,7 @@ class Measures:
 
     def over(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config of a run with these measures instead of its own."""
+        # The run's own `score` may be of an evaluation that is not chosen here, which would be refused.
         return {**config, **self.chosen, "score": None}
 
     def evaluation(self, config: Mapping[str, Any]) -> "Evaluation":
@@ -143,6 +146,7 @@ class Measures:
         from ablatio.training.provenance import parts
         from ablatio.training.run_folder import CHECKPOINTS
 
+        # The digest of the checkpoint's manifest stands for the weights, which would take long to read.
         weights = Checkpoints(folder / CHECKPOINTS).seal(step)
         told = (self.chosen, parts(self.chosen), evaluation.digest, step, weights)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

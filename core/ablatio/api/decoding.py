@@ -8,6 +8,7 @@ from ablatio.api.session import computing
 from ablatio.errors import UserError
 from ablatio.registry import kinds
 from ablatio.registry.registry import Registry
+from ablatio.storage.paths import shell_word
 
 if TYPE_CHECKING:
     from ablatio.model.prompting.types import Example, Reply
@@ -61,7 +62,13 @@ def generate(
     """
     from ablatio.model.decoding.generate import Request, answer, complete
 
+    if system and not chat:
+        raise UserError(
+            "a system message came, and the prompt is no question to a chat model\n"
+            f"    try: ablatio generate {shell_word(run.folder)} PROMPT --chat --system {shell_word(system)}"
+        )
     part, several = _decode(decode, given, seed)
+    # Such a part returns its best `samples` itself; any other is asked once for each sample.
     asked = list(prompts) if several else [prompt for prompt in prompts for _ in range(samples)]
     with computing():
         request = Request(

@@ -53,6 +53,7 @@ def evaluate_runs(
             one = RunEvaluation(run, "failed", {}, str(error).splitlines()[0])
         found.append(one)
         tell(one)
+    # What all runs refuse is a fault of the call and not of one run.
     if len(errors) == len(runs):
         raise errors[0]
     return found

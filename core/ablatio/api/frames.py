@@ -16,6 +16,7 @@ def frame(what: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] |
     what  name of the API call, for the error message
     """
     try:
+        # Not by catching ImportError, which a pandas that is installed but broken raises too.
         installed = importlib.util.find_spec("pandas") is not None
     except ValueError:  # sys.modules["pandas"] is None
         installed = False

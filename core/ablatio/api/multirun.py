@@ -131,6 +131,7 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
             print(in_words(folder, replaced), flush=True)
         print(f"{len(plan.jobs)} runs in {folder}", flush=True)
     if plan.study.parts_file and (file := parts_file()):
+        # `resume` takes this copy if the file is changed or gone by then.
         write_text(make_folder(folder) / COPY, file.text)
     plan.study.files = kept_files.keep(plan.study.overrides, folder)
     with LiveTable(Console(quiet=quiet)) as board:
@@ -164,6 +165,7 @@ def _discard_unstarted(folder: Path) -> Iterator[None]:
     is_new = not folder.exists()
     try:
         yield
+    # Interrupted and not failed: `resume` continues it, even if no run has begun.
     except Preempted:
         raise
     except AblatioError:
@@ -188,6 +190,7 @@ def show_table(results: Sequence[Result], folder: Path) -> None:
     for column in ("arm", *columns.values(), "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
     console = Console()
+    # About 11 columns for each score, and 22 for parameters and seconds; the rest is for titles.
     titles = _titles(results, console.width - 11 * len(columns) - 22)
     for result in sorted(results, key=lambda result: cost_of(result.summary)):
         title = escape(titles[result.job.id])

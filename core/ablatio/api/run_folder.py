@@ -1,7 +1,6 @@
 """A run folder as an object: its files and its model."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ablatio.api import adapter
 from ablatio.api.frames import frame
 from ablatio.api.session import computing
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import UserError
 from ablatio.registry import kinds
+from ablatio.storage.json_files import read_object_if_any
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,12 +75,12 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any]:
         """The results in summary.json; empty until the run ends."""
-        return _object(self.folder / "summary.json")
+        return read_object_if_any(self.folder / "summary.json")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The provenance in manifest.json."""
-        return _object(self.folder / "manifest.json")
+        return read_object_if_any(self.folder / "manifest.json")
 
     @property
     def metrics(self) -> "DataFrame":
@@ -224,6 +224,7 @@ class RunFolder:
         length.
         """
         lengths = None if length is None else [length]
+        # The last row is the quantized one if there is one, else the only one.
         found = self.evaluate_lengths(
             lengths, tokens=tokens, objective=objective, quantization=quantization, stride=stride
         )[-1]
@@ -254,6 +255,7 @@ class RunFolder:
                 try:
                     rows.append(_scores(run, length, tokens, stride))
                 except UserError as error:
+                    # Only what is wrong: the advice below the first line is for a whole command.
                     refused.append({"length": length, "refused": str(error).split("\n")[0]})
             if quantization:
                 _quantize(run, quantization)
@@ -295,6 +297,7 @@ class RunFolder:
             if quantization:
                 _quantize(run, quantization)
             elif node.get("qat"):
+                # qat=true only wraps the weights for training; what is stored is rounded.
                 _quantize(run, node["name"], {**node, "qat": False})
             compressed, code = compressed_bytes(run.model), code_bytes(self.config)
             weights = stored_bytes(run.model)
@@ -321,6 +324,7 @@ class RunFolder:
             return self._run()
         run = self._restored(scored=True)
         if self._loaded is not None:
+            # The caller may have changed the weights since they were loaded.
             run.model.load_state_dict(self._loaded.model.state_dict())
         elif not fresh:
             self._loaded, self._scorable = run, True
@@ -358,14 +362,3 @@ def _scores(run: "PreparedRun", length: int, tokens: int, stride: int | None) ->
         | ({} if stride is None else {"stride": stride})
         | {k: found[k] for k in (*names, "error", "tokens") if k in found}
     )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if the file does not exist yet."""
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LIBRARY_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+# Reentrant, because `computing` enters `composing`.
 _one_at_a_time = threading.RLock()
 
 

@@ -35,10 +35,10 @@ def run_study(
     name, out  of the study folder, OUT/NAME; by default the time, in `runs`
     quiet      print nothing
 
-    The runs are processes of their own, so parts must come from installed plugins; parts defined in this session are
-    refused.  Repeating the call runs what is not done yet.  Raises ConfigError with all problems before the first run,
-    SweepFailed if some runs failed (the others are done, and `open_study` opens them), and Preempted if the study was
-    interrupted.
+    The runs are processes of their own, so parts must come from installed plugins or from a file (`load_parts`); parts
+    defined in this session are refused.  Repeating the call runs what is not done yet.  Raises ConfigError with all
+    problems before the first run, SweepFailed if some runs failed (the others are done, and `open_study` opens them),
+    and Preempted if the study was interrupted.
     """
     words = words_of("run_study", overrides, name, out)
     with executing():
@@ -94,6 +94,7 @@ class StudyVerdict:
 
     def __str__(self) -> str:
         told = (*self.outcomes, *(sentence.text for sentence in self.sentences))
+        # The headline may already be one of the sentences.
         return "\n".join([self.headline, *(text for text in told if text not in self.headline), *self.notes])
 
 

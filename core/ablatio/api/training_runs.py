@@ -12,7 +12,7 @@ from ablatio.config import schema
 from ablatio.config.compose import Composed
 from ablatio.config.packages import check_packages
 from ablatio.errors import ConfigError, UserError
-from ablatio.storage.json_files import read_object
+from ablatio.storage.json_files import read_object_if_any
 from ablatio.storage.paths import shell_word
 from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
@@ -63,6 +63,7 @@ def train(
         check_packages([composed.config])
     from ablatio.training.run_folder import discard_empty, folder_of_other_machine, new_folder
 
+    # torchrun and Slurm start this program once for each rank.
     if from_environment() is not None:
         return _train_as_rank(composed, console, callbacks)
     if node_rank(int(composed.config["trainer"]["nodes"])) > 0:  # the first machine makes the folder
@@ -95,10 +96,10 @@ def resume_run(
     with composing():
         settings = _resumed_settings(folder, words)
         check_packages([settings])
-    if _read(folder / "summary.json").get("status") == "done":
+    if read_object_if_any(folder / "summary.json").get("status") == "done":
         console.print(f"{folder} is finished; nothing is left to do", highlight=False)
     else:
-        public = _read(folder / "config.json")
+        public = read_object_if_any(folder / "config.json")
         _train(settings, public, folder, console, callbacks, resume=True)
     return RunFolder(folder)
 
@@ -163,26 +164,22 @@ def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
             f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
             f"    try: ablatio train resume={shell_word(folder)}"
         )
+    from ablatio.config.grammar import parse
     from ablatio.training.run_folder import read_run
 
     settings = read_run(folder)
     for text in words:
-        path, _, given = text.partition("=")
-        section, _, key = path.partition(".")
-        if not key:
-            settings[section] = {"name": given, **REGISTRIES[section][given].defaults}
-            continue
-        settings[section][key] = {"true": True, "false": False, "null": None}.get(given, given)
-        if given.isdigit():
-            settings[section][key] = int(given)
+        override = parse(text)
+        if override is None or override.is_sweep_override():
+            what = f"{text!r} is no setting of one run; write key=value, and quote special characters"
+            raise UserError(f"{what}\n    try: ablatio train resume={shell_word(folder)} trainer.device=cpu")
+        section, _, key = override.key_or_group.partition(".")
+        given = override.value()
+        if key:
+            settings[section][key] = given
+        else:
+            # The knobs of the strategy that the run had mean nothing to another one.
+            settings[section] = {"name": given, **REGISTRIES[section][str(given)].defaults}
     if problems := schema.check(settings):
         raise ConfigError(problems)
     return schema.cast(settings)  # 16 is the name of a precision, not a number
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is no file."""
-    try:
-        return read_object(path)
-    except FileNotFoundError:
-        return {}

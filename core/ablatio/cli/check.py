@@ -17,13 +17,14 @@ def run(arguments: list[str]) -> int:
     from ablatio.testing.check_run import check, check_file
 
     if (file := current()) and args.dist:
-        raise UserError(f"{args.dist} and parts={file.path} came; one of them was expected\
-    try: ablatio check "
-                        f"parts={file.path}")  # fmt: skip
+        raise UserError(
+            f"{args.dist} and parts={file.path} came; one of them was expected\n"
+            f"    try: ablatio check parts={file.path}"
+        )
     if file:
         return check_file(file, args.verbose, args.json)
     if not args.dist:
-        raise UserError("check needs the name of a distribution, or a file of parts\
-"
-                        "    try: ablatio check parts=my_parts.py")  # fmt: skip
+        raise UserError(
+            "check needs the name of a distribution, or a file of parts\n    try: ablatio check parts=my_parts.py"
+        )
     return check(args.dist, args.verbose, args.json)

@@ -141,6 +141,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
     if equals and (key == PARTS_FILE or ("/" in value and key.lstrip("+") in yaml_files.files())):
         return _paths(f"{key}=", value, (".py",) if key == PARTS_FILE else SUFFIXES)
     if equals:
+        # The shell replaces the whole word, so each candidate repeats what stands before the last comma.
         head = f"{key}=" + (f"{value.rpartition(',')[0]}," if "," in value else "")
         if (kind := key.removeprefix(f"{LAYERS}.")) != key:  # a list, whose first option follows `[`
             return [f"{head}{'' if ',' in value else '['}{v}" for v in _values(kind, before)]
@@ -163,6 +164,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
         return []
     if registry.multiple:
         return [f"{section}.{e.name}.{k.name}=" for e in registry for k in e.knobs]
+    # Without a known choice, such as one that is still being typed, the knobs of all options are offered.
     options = [o for o in chosen.get(section, "").split(",") if o in registry.entries] or list(registry.entries)
     return list(dict.fromkeys(f"{section}.{k.name}=" for o in options for k in registry.entries[o].knobs))
 

@@ -27,6 +27,7 @@ def run(arguments: list[str]) -> int:
         raise UserError("--steps and --seeds must be at least 1\n    try: --steps 4 --seeds 4")
     from ablatio.config.compose import compose_run
 
+    # Before torch is imported, so that wrong settings are refused at once.
     config = compose_run(args.settings).config
     from ablatio.training.mup_check import coordinates
 

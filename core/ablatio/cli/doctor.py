@@ -86,10 +86,12 @@ def _several_devices(problems: list[str]) -> None:
 
 
 def _folder(what: str, folder: Path, problems: list[str]) -> None:
+    # The folder itself may not exist before the first run makes it.
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     print(f"{what:<12} {folder} ({free / 2**30:.1f} GiB free)")
     try:
+        # A real file, because permission bits say nothing of a read-only mount or a full disk.
         with tempfile.NamedTemporaryFile(dir=existing):
             pass
     except OSError as error:

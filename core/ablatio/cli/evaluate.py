@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatio.cli.commands import parser
 from ablatio.errors import UserError
+from ablatio.storage.paths import shell_word
 from ablatio.sweep.study import STUDY
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ EPILOG = """\
   ablatio evaluate RUN lm_eval=my_task --include tasks  lm-eval itself, on the exported run"""
 TASK, LM_EVAL = "task=", "lm_eval="
 SUFFIXES = (".yaml", ".yml")
-ONE_RUN = ("length", "step", "objective", "quantization", "stride")  # flags that a study does not have
+# Flags of each use; another one would have no effect.
+USES = {
+    "lm_eval=": ("include", "limit", "step"),
+    "a study": ("run_code",),
+    "eval=": ("run_code", "step"),
+    "held-out text": ("length", "tokens", "step", "objective", "quantization", "stride"),
+}
 
 
 def run(arguments: list[str]) -> int:
@@ -45,19 +52,39 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_intermixed_args(arguments)
     if any(word.startswith(LM_EVAL) for word in args.words):
+        _refuse_other_flags(args, LM_EVAL)
         return _lm_eval(args)
     if (args.run / STUDY).exists():
         return _study(args)
+    _refuse_other_flags(args, "eval=" if args.words else "held-out text")
     return _evaluations(args) if args.words else _lengths_of(args)
+
+
+def _refuse_other_flags(args: argparse.Namespace, use: str) -> None:
+    """Raise UserError for a flag that this use does not have."""
+    if other := _other_flag(args, use):
+        words = " ".join(map(shell_word, (args.run, *args.words)))
+        flags = ", ".join(map(_flag, USES[use]))
+        raise UserError(f"{other} has no effect on {use}, which has {flags}\n    try: ablatio evaluate {words}")
+
+
+def _other_flag(args: argparse.Namespace, use: str) -> str:
+    """The first given flag that this use does not have; "" if there is none."""
+    every = dict.fromkeys(name for names in USES.values() for name in names)
+    return next((_flag(n) for n in every if n not in USES[use] and getattr(args, n) not in (None, 0, False)), "")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _study(args: argparse.Namespace) -> int:
     """Measure all finished runs of a study by evaluations; returns 3 if some cannot be measured."""
     from ablatio.api.studies import open_study
 
-    given = [f"--{name}" for name in ONE_RUN if getattr(args, name) is not None]
+    given = _other_flag(args, "a study")
     if not args.words or given:
-        what = f"{given[0]} is for a single run" if given else "a study is measured by evaluations"
+        what = f"{given} is for a single run" if given else "a study is measured by evaluations"
         raise UserError(f"{args.run} is a study, and {what}\n    try: ablatio evaluate {args.run} eval=[held_out]")
     study = open_study(args.run)
     rows = list[dict[str, Any]]()
@@ -67,6 +94,7 @@ def _study(args: argparse.Namespace) -> int:
                      "values": {column: dict(value) for column, value in one.values.items()}})  # fmt: skip
         if not args.json:
             print(f"{one.run.title} seed={one.run.seed}: {one.state}{': ' * bool(one.why)}{one.why}", flush=True)
+            # The main values alone; further values of a metric stand one level deeper.
             for line in described({c: v for c, v in one.values.items() if c.count("/") == 2}):
                 print(f"  {line}", flush=True)
 

@@ -78,6 +78,7 @@ def _export(run: "PreparedRun", to: Path, kind: str | None = None) -> tuple[str,
     template = run.setup.template if kinds.tasks[run.config["task"]["name"]].facts["template"] else None
     kind = export(run.config, run.model, run.tokenizer, to, kind, template)
     apart = difference(to, run.model)
+    # Written so that NaN, which is not above any number, is refused too.
     if apart is not None and not apart < 1e-3:
         raise EnvironmentFault(f"{to} is wrong: its logits differ from the run's by {apart:g}; do not use it")
     return kind, apart
@@ -98,6 +99,7 @@ def _adapter(run: "PreparedRun", folder: Path, kind: str | None) -> None:
         raise UserError("this run has no adapter: it trained all weights\n    try: ablatio export RUN --to DIR")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and is not overwritten\n    try: --adapter {folder}-2")
+    # Before anything is written, because it refuses a class that does not fit.
     family = family_for(run.config, run.tokenizer, kind)
     model = run.config["model"]
     save_adapter(

@@ -61,9 +61,12 @@ def run(arguments: list[str]) -> int:
 
 def _answer(opened: Any, text: str, chosen: dict[str, Any], choices: list[str], args: Any) -> None:
     """Print the answer of a prompt program, and the text that holds it."""
-    if args.chat or args.stop or args.samples > 1 or args.temperature is not None or "second" in chosen:
-        raise UserError("with prompt=..., the program says what is asked and where it ends\n    try: decode=sample "
-                        "decode.temperature=0.8 in place of flags, and no --chat, --stop, --samples")  # fmt: skip
+    sampling = [value for value in (args.temperature, args.top_k, args.top_p) if value is not None]
+    if sampling or args.chat or args.system or args.stop or args.samples > 1 or "second" in chosen:
+        raise UserError(
+            "with prompt=..., the program says what is asked and where it ends\n    try: decode=sample "
+            "decode.temperature=0.8 in place of flags, and no --chat, --system, --stop, --samples"
+        )
     if not text.strip():
         raise UserError('prompt=... needs a question\n    try: ablatio generate RUN "2+3=" prompt=zero_shot')
     shown = _examples(Path(chosen["examples"])) if "examples" in chosen else []
@@ -83,8 +86,9 @@ def _words(words: list[str]) -> tuple[str, dict[str, Any]]:
         kind, _, knob = key.partition(".")
         if equals and key in FOLDERS:
             chosen[key] = value
+        # The text may itself hold a `=`, so only names of ours make a word a setting.
         elif equals and kind in KINDS and (not knob or knob.isidentifier()):
-            chosen.setdefault(kind, {})[knob or "name"] = _value(value) if knob else value
+            chosen.setdefault(kind, {})[knob or "name"] = _value(word) if knob else value
         else:
             texts.append(word)
     if len(texts) > 1:
@@ -98,13 +102,12 @@ def _words(words: list[str]) -> tuple[str, dict[str, Any]]:
     return "".join(texts), chosen
 
 
-def _value(text: str) -> Any:
-    import yaml
+def _value(word: str) -> Any:
+    """The value of a setting, read as `ablatio train` reads it; text if it is no value."""
+    from ablatio.config.grammar import parse
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    setting = parse(word)
+    return word.partition("=")[2] if setting is None or setting.is_sweep_override() else setting.value()
 
 
 def _examples(path: Path) -> list[Any]:

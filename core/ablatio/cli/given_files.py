@@ -37,6 +37,7 @@ def _file(paths: Sequence[str], rest: Sequence[str]) -> PartsFile | None:
         return None
     if rest and rest[0] in WITHOUT_PARTS:
         raise UserError(f"{PREFIX}{paths[0]} came, and `{rest[0]}` uses no parts\n    try: ablatio {rest[0]} --help")
+    # A comma may be part of a file's name.
     if len(paths) > 1 or ("," in paths[0] and not Path(paths[0]).exists()):
         came = " and ".join(PREFIX + path for path in paths)
         raise UserError(f"{came} came; one file of parts was expected, which may hold any number of parts\n"

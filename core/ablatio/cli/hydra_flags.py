@@ -51,6 +51,7 @@ def _sorted(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             flag, equals, value = word.partition("=")
             flags[flag] = value
             waiting = flag if flag in WITH_VALUE and not equals else ""
+        # The value of `--info` is optional, and a setting that follows it is not its value.
         elif waiting and "=" not in word and not word.startswith("~"):
             flags[waiting], waiting = word, ""
         else:

@@ -29,6 +29,7 @@ def run(arguments: list[str]) -> int:
 
     if args.scores:
         return _compare_scores(args.folders, args.json)
+    # The noise is that of the arm that others are compared with, so --arm is given as the baseline.
     found = find(read_table(args.folders), args.metric, args.arm)
     floor, row = found.noise, found.reference
     if floor is None or row is None:

@@ -81,6 +81,7 @@ def _follow(folders: Sequence[Path], load: "Callable[[], Findings]", out: Path |
     told: list[str] = []
 
     def write(findings: "Findings", going_on: bool) -> None:
+        # Only the last is printed: each report replaces the files of the one before.
         told[:] = [_written(write_report(findings, folders, out, going_on=going_on), findings)]
 
     try:

@@ -41,11 +41,13 @@ def run(arguments: list[str]) -> int:
     args = options.parse_args(arguments)
     from ablatio.report.read.entries import entries_in, ordered
 
+    # Before the first run the usual folder is missing, which is no mistake of the user.
     roots = [folder for folder in args.folders if folder.exists() or folder != Path("runs")]
     every = entries_in(roots)
     chosen = [e for e in every if all(e.fits(condition) for condition in args.filter)]
     chosen = ordered(chosen, args.sort, args.reverse)
     if args.remove:
+        # Those beside the chosen ones too: a run that stays may need one that would be removed.
         return _remove(chosen, entries_in([*roots, *{e.folder.parent for e in chosen}]), args.yes)
     if args.json:
         print(json.dumps([_as_json(e) for e in chosen], indent=1))

@@ -32,6 +32,7 @@ def run(arguments: list[str]) -> int:
     runs = [r for r in table.counted if _usable(r, metric, args.count) and _has_settings(r, args.arm.split())]
     _check_comparable(runs)
     at = _place(args.at)
+    # What --at asks is known before the fit, which takes long; what --budget gives is known only after it.
     if at and runs and not args.far:
         _check_distance(runs, args.count, *at)
     found = _trends(table, metric, args.baseline)

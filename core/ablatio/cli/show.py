@@ -26,6 +26,7 @@ def run(arguments: list[str]) -> int:
     args = options.parse_args(arguments)
     what = args.what
     discovery.load()
+    # `experiment=./my.yaml` names a file that lies in no folder of options.
     yaml_files.take_in([what])
     if args.author:
         _show_contract(what)

@@ -56,11 +56,13 @@ def run(arguments: list[str]) -> int:
     for flag in flags:
         if reason := REFUSED_FLAGS.get(flag.split("=")[0]):
             raise UserError(f"{flag.split('=')[0]} is refused: {reason}")
+    # Said, but no error: a run that does not use the broken plugin can go on.
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     overrides = [a for a in arguments if not a.startswith("-")]
     for sentence in local_files.replacements(yaml_files.files()):
         print(f"ablatio: {sentence}", file=sys.stderr)
+    # Before the flags that print, which ask for one config: a recipe has several, and refuses them in its own words.
     if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
         return _recipe(overrides, flags)
     if shown := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:

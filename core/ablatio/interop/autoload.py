@@ -28,6 +28,7 @@ def autoload() -> None:
     """
     with suppress(Exception):
         if not register() and not any(isinstance(finder, AfterTable) for finder in sys.meta_path):
+            # First, since Python asks its own finder only if none before it has the module.
             sys.meta_path.insert(0, AfterTable())
 
 
@@ -74,5 +75,6 @@ class Registering(Loader):
             if register():
                 sys.meta_path.remove(self.finder)
 
+    # Python and its tools ask a loader for more than these two methods, such as the source.
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)

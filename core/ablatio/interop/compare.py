@@ -45,14 +45,15 @@ def check_loaded(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
     if apart is None:
         log.warning("%s: its logits are not compared with transformers', which is not installed", folder)
         return
-    if apart > WRONG:
+    # Written so that NaN, which is not above any number, is refused too.
+    if not apart <= WRONG:
         raise UserError(
             f"{folder} cannot be read: its logits differ from those of transformers by {apart:.1g} of the largest\n"
             "    try: ablatio fetch smollm2, and report this folder's config.json as a bug"
         )
     if apart > ROUNDING:
         log.warning("%s: its logits differ from those of transformers by %.1g of the largest", folder, apart)
-        return
+        return  # not remembered: each use of the folder is warned of
     make_folder(known.parent)
     write_json(known, {"folder": str(folder), "apart": apart})
 

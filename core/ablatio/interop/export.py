@@ -50,7 +50,9 @@ def export(
     _write_tensors(folder / "model.safetensors", tensors)
     for name, data in _tokenizer_files(tokenizer, int(config["model"]["max_len"]), template).items():
         (write_text if isinstance(data, str) else write_json)(folder / name, data)
+    # Where there is a decoder, `generate` begins its output with this id.
     starts = {key: settings[key] for key in ("decoder_start_token_id",) if key in settings}
+    # An answer ends with the template's sign, any other text with eos; `generate` stops at either.
     stops = list(
         dict.fromkeys([tokenizer.eos if template is None else sign_id(tokenizer, template.end), tokenizer.eos])
     )
@@ -154,7 +156,8 @@ def difference(folder: Path, model: LanguageModel) -> float | None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     loaded, has_encoder = load(folder).train(False), hasattr(model, "encoder")
     device = next(model.parameters()).device
-    tokens = torch.randint(model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    length = min(16, model.model.max_len)
+    tokens = torch.randint(model.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if has_encoder else {})
     exported_logits = loaded(**inputs).logits
     return float((model(tokens.to(device)).cpu() - exported_logits).abs().max())

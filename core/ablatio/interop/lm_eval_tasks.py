@@ -11,7 +11,7 @@ from ablatio.errors import UserError
 def lm_eval_scores(
     export: Callable[[Path], None], tasks: Sequence[str], include: Path | None = None, limit: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return lm-eval's scores of the tasks: {task: {"acc": ..., "acc_stderr": ...}}.
+    """Return lm-eval's scores of the tasks: {task: {"acc": ..., "acc_norm": ...}}.
 
     Each text begins with the token that opens documents in training (lm-eval's `add_bos_token`).
 
@@ -42,6 +42,7 @@ def lm_eval_scores(
         model = HFLM(
             pretrained=load(folder), tokenizer=str(folder), add_bos_token=True, batch_size=8, device="cpu"
         )  # fmt: skip
+        # bootstrap_iters=0: without lm-eval's standard errors, for some of which it resamples.
         found: Any = simple_evaluate(
             model=model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
         )

@@ -144,6 +144,7 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         loss = None
         if labels is not None:
             flat = logits[:, :-1].flatten(0, 1)
+            # In float32, since the probabilities of a large vocabulary lose their digits in half precision.
             loss = torch.nn.functional.cross_entropy(flat.float(), labels[:, 1:].flatten(), ignore_index=-100)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 

@@ -39,6 +39,14 @@ def read_object(path: Path, expected: Mapping[str, Types] | None = None) -> dict
     return data
 
 
+def read_object_if_any(path: Path) -> dict[str, Any]:
+    """Like `read_object`; empty if there is no file."""
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return {}
+
+
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file; raises FileNotFoundError, DamagedFile, or EnvironmentFault if not permitted."""
     with damaged(str(path), "UTF-8 text"):

@@ -25,6 +25,7 @@ def part_source(entry: PartSpec) -> str:
     imports = list(_imports(tree, needed, module.__package__ or ""))
     if own := sorted(needed & set(_defined_in(tree)) - {target.__name__}):
         imports.append(f"from {module.__name__} import {', '.join(own)}")
+    # In Python's tree a definition begins at `class` or `def`, below its decorators.
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     body = "\n".join(text.splitlines()[first - 1 : node.end_lineno])
     return f"{chr(10).join(imports)}\n\n\n{body}\n"

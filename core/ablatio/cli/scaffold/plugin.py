@@ -91,6 +91,7 @@ def new_plugin(name: str, folder: Path, kinds: Sequence[str] = ("norm",)) -> Pat
     """
     kinds = list(dict.fromkeys(kinds))
     for kind in kinds:
+        # Raises for an unknown kind before any file is written.
         example(kind)
     package = import_name(name, kinds)
     place = folder.expanduser() / name

@@ -88,7 +88,7 @@ class Family:
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert weights to the transformers class, without a tied head and what only training uses."""
         tensors = {n: t for n, t in tensors.items() if n not in self._duplicates() and not TRAINING_ONLY.search(n)}
-        tensors = rescaled_weights(tensors, *self._factors())
+        tensors = rescaled_weights(tensors, *self._factors(), self._queries)
         if self._interleaved:
             tensors = permute_rope_pairs(tensors, self.dims.head_width, self._rotated_width)
         return to_native_weights(tensors, self._layer_maps())
@@ -103,7 +103,7 @@ class Family:
             found = permute_rope_pairs(found, self.dims.head_width, self._rotated_width, back=True)
         if rescaled:
             logits, attention = self._factors()
-            found = rescaled_weights(found, 1 / logits, 1 / attention)
+            found = rescaled_weights(found, 1 / logits, 1 / attention, self._queries)
         tied = {
             "lm_head.weight": "model.embed_tokens.weight",
             "encoder.embed_tokens.weight": "model.embed_tokens.weight",
@@ -176,6 +176,11 @@ class Family:
         # Exactly 1 for equal scales, so that rounding does not change the weights.
         logits, attention = (1.0 if math.isclose(a, b, rel_tol=1e-12) else a / b for a, b in pairs)
         return logits, attention
+
+    @property
+    def _queries(self) -> str:
+        """The last module with weights that a query passes."""
+        return "q_norm" if "attention.qk_norm" in self.fixed else "q_proj"
 
     def _duplicates(self) -> set[str]:
         """Names of weights that are tied to the token embedding and stored once."""

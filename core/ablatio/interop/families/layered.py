@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from ablatio.config.from_transformers import HEAD_NORM_EPS
+from ablatio.config.transformers_parts import FULL, SLIDING
 from ablatio.interop.families.decoders import COMMON, LAYER, Llama
 from ablatio.interop.families.weights import WeightMap
 from ablatio.model.part_choices import PartChoice
-
-FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' layer_types
 
 
 class Windowed(Llama):
@@ -34,6 +33,7 @@ class Windowed(Llama):
     @property
     def windows(self) -> list[int]:
         """The different windows."""
+        # The window of attention=sliding where the config leaves it open.
         usual = max(1, self.dims.max_len // 8)
         return sorted({int(a.knobs["window"] or usual) for a in self.attentions if a.name == "sliding"})
 
@@ -144,7 +144,7 @@ class Gemma3(Windowed):
         yield from super().own_incompatibilities()
         if self.dims.bias:
             yield "model.bias=true"
-        if self.knob("norm.eps") != 1e-6:
+        if self.knob("norm.eps") != HEAD_NORM_EPS:
             yield f"norm.eps={self.knob('norm.eps')} (it supports 1e-6, that of attention.qk_norm=gemma_rmsnorm)"
         for kind in (FULL, SLIDING):
             if len(bases := self._bases(kind)) > 1:
@@ -176,6 +176,7 @@ class Gemma3(Windowed):
             "rope_parameters": rotations,
             "hidden_activation": self.activation,
             "sliding_window": self.windows[0] if self.windows else self.dims.max_len,
+            # Two powers give the whole number back only up to rounding.
             "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
         }
 

@@ -152,12 +152,16 @@ def permute_rope_pairs(
     return {name: moved(t) if any(r in name for r in rows) else t for name, t in tensors.items()}
 
 
-def rescaled_weights(tensors: Mapping[str, Tensor], logits: float, attention: float) -> dict[str, Tensor]:
-    """Multiply the final norm's gain by the factor on the logits, and q_proj by the factor on q k^T."""
+def rescaled_weights(tensors: Mapping[str, Tensor], logits: float, attention: float, queries: str) -> dict[str, Tensor]:
+    """Multiply the gain of the final norm by the factor on the logits, and `queries` by the factor on q k^T.
+
+    queries  module of an attention: q_proj, or q_norm, which would undo a factor on q_proj
+    """
 
     def factor(name: str) -> float:
+        # The head itself may be tied to the embedding, which has no such factor.
         if name.startswith("model.norm."):
             return logits
-        return attention if ".q_proj." in name else 1.0
+        return attention if f".{queries}." in name else 1.0
 
     return {name: t if factor(name) == 1.0 else t * factor(name) for name, t in tensors.items()}
