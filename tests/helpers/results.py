@@ -25,7 +25,7 @@ class ResultsFile:
         self.failed: list[str] = []
         self.recorded: dict[str, dict[str, Any]] = defaultdict(
             dict
-        )  # by name: what record_property was told, by parameters
+        )  # what tests have recorded, by parameters
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.split("[")[0]
