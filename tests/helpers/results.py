@@ -23,9 +23,7 @@ class ResultsFile:
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: list[str] = []
-        self.recorded: dict[str, dict[str, Any]] = defaultdict(
-            dict
-        )  # what tests have recorded, by parameters
+        self.recorded: dict[str, dict[str, Any]] = defaultdict(dict)  # what tests have recorded, by parameters
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.split("[")[0]

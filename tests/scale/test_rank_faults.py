@@ -53,12 +53,12 @@ def _kill(on: int, at: str, saved: bool = True, everywhere: bool = False) -> Fau
 FAULTS = (
     _kill(0, "start", saved=False),
     _kill(1, "start", saved=False),
-    _kill(0, "train", everywhere=True),
+    _kill(0, "train"),
     _kill(1, "train", everywhere=True),
     _kill(0, "validate"),
     _kill(1, "validate"),
     _kill(0, "save"),
-    _kill(1, "save", everywhere=True),
+    _kill(1, "save"),
     _kill(0, "write", everywhere=True),
     Fault("hang", 0, "train", ENVIRONMENT, "lost rank 0"),
     Fault("hang", 1, "train", ENVIRONMENT, "lost rank 1", everywhere=True),
@@ -67,7 +67,7 @@ FAULTS = (
     Fault("nan_loss", 1, "train", DIVERGED, "first on rank 1", everywhere=True),
     Fault("nan_loss", 0, "train", DIVERGED, "first on rank 0"),
     Fault("nan_gradient", 1, "train", DIVERGED, "diverged", everywhere=True),
-    Fault("user_error", 1, "train", 2, "rank 1: this rank has another file", everywhere=True),
+    Fault("user_error", 1, "train", 2, "rank 1: this rank has another file"),
     Fault("user_error", 0, "train", 2, "this rank has another file"),
     Fault("user_error", 1, "start", 2, "rank 1: this rank has another file", saved=False),
     Fault("memory", 1, "train", ENVIRONMENT, "rank 1: out of memory", everywhere=True),
@@ -108,8 +108,18 @@ def test_fault_of_one_rank(
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name)
-@pytest.mark.parametrize("to", ["supervisor", 0, 1])
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        (signal.SIGTERM, "supervisor"),
+        (signal.SIGINT, "supervisor"),
+        (signal.SIGHUP, "supervisor"),
+        (signal.SIGUSR1, "supervisor"),
+        (signal.SIGTERM, 0),
+        (signal.SIGUSR1, 1),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_stop_signal(number: signal.Signals, to: str | int, tmp_path: Path, record_property: Record) -> None:
     run = Running(tmp_path / "run")
     _stops(run, number, run.pid if isinstance(to, str) else run.pids[to], record_property)
