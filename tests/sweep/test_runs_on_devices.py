@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,29 @@ from ablatio.sweep.ledger import Entry, Ledger
 ARMS = ("norm=rmsnorm,layernorm", "position=rope,alibi", "seed=1")
 SETTINGS = (*TINY, "train.steps=6", "data.val_fraction=0.2", "table=0")
 ON_TWO = ("strategy=ddp", "trainer.devices=2")
+PATIENCE = 600.0  # seconds, on a machine with other work
 LOCAL = ("launcher=slurm", "launcher.cluster=local")
 
 
 def sweep(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(_command(folder, *words), capture_output=True, text=True, timeout=400, env=_environment())
+    done = subprocess.run(
+        _command(folder, *words), capture_output=True, text=True, timeout=PATIENCE, env=_environment()
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+@contextmanager
+def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep that runs inside the context."""
+    process = subprocess.Popen(
+        _command(folder, *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def _command(folder: Path, *words: str) -> list[str]:
@@ -123,13 +140,12 @@ def test_killed_run_continues_from_its_checkpoint(launcher: tuple[str, ...], tmp
     """kill -9 of the process that watches the ranks: they end too, and the next attempt goes on where they were."""
     study = tmp_path / "two"
     words = ("norm=rmsnorm,layernorm", "seed=1", "train.steps=60", "train.checkpoint_every=2")
-    command = _command(study, *words, *ON_TWO, *launcher)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
-    job = _wait_for(lambda: next((p.parents[1].name for p in study.glob("runs/*/checkpoints/step-*4.json")), None))
-    supervisor = entries(study)[job].pid
-    ranks = children(supervisor)
-    os.kill(supervisor, signal.SIGKILL)
-    output = process.communicate(timeout=200)[0]
+    with started(study, *words, *ON_TWO, *launcher) as process:
+        job = _wait_for(lambda: next((p.parents[1].name for p in study.glob("runs/*/checkpoints/step-*4.json")), None))
+        supervisor = entries(study)[job].pid
+        ranks = children(supervisor)
+        os.kill(supervisor, signal.SIGKILL)
+        output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
     assert len(ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert {e.state for e in entries(study).values()} == {"done"} and entries(study)[job].attempt == 2
@@ -140,13 +156,12 @@ def test_killed_run_continues_from_its_checkpoint(launcher: tuple[str, ...], tmp
 @pytest.mark.long
 def test_hung_rank_is_found(tmp_path: Path) -> None:
     study = tmp_path / "two"
-    words = ("norm=rmsnorm,layernorm", "seed=1", "train.steps=400", "hang=6", "workers=2")
-    command = _command(study, *words, *ON_TWO)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
-    job = _wait_for(lambda: next((p.parent.name for p in study.glob("runs/*/metrics.csv")), None))
-    ranks = _wait_for(lambda: [*found] if len(found := children(entries(study)[job].pid)) == 2 else None)
-    os.kill(ranks[1], signal.SIGSTOP)
-    output = process.communicate(timeout=200)[0]
+    words = ("norm=rmsnorm,layernorm", "seed=1", "train.steps=400", "hang=20", "workers=2")
+    with started(study, *words, *ON_TWO) as process:
+        job = _wait_for(lambda: next((p.parent.name for p in study.glob("runs/*/metrics.csv")), None))
+        ranks = children(entries(study)[job].pid)
+        os.kill(ranks[1], signal.SIGSTOP)
+        output = process.communicate(timeout=PATIENCE)[0]
     found = entries(study)
     assert process.returncode == 3, output
     assert found[job].kind == "hung" and {e.state for name, e in found.items() if name != job} == {"done"}
@@ -183,8 +198,8 @@ def _overlapping(study: Path) -> bool:
     return max(running) > 1
 
 
-def _wait_for(look: Callable[[], Any], seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
+def _wait_for(look: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
     while (found := look()) is None and time.monotonic() < end:
         time.sleep(0.05)
     assert found is not None
