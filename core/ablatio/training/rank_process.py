@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,21 @@ def main(failure: Path) -> int:
             code, message = EnvironmentFault.exit_code, f"{error.filename or ''}: {error.strerror or error}"
         except BaseException as error:
             code, message = _of_other(error)
-        failure.write_text(json.dumps({"code": code, "message": message}), encoding="utf-8")
+        with suppress(OSError):  # that disk may be full, too: the exit code is left
+            failure.write_text(json.dumps({"code": code, "message": message}), encoding="utf-8")
         return code
 
 
 def _of_other(error: BaseException) -> tuple[int, str]:
     """Exit code and message of a lack of memory, or of an error of the code, whose traceback is printed."""
     rank = os.environ["RANK"]
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
-        said = str(error).strip().split("\n")[0]
+    said = str(error).strip().split("\n")[0]
+    # The name is that of torch on GPUs, which is not imported here; on CPUs it raises a RuntimeError with these words.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
         return (
             EnvironmentFault.exit_code,
             f"rank {rank}: out of memory{said and f': {said}'}\n"
-            "    try: a smaller train.batch_size with train.accumulate, checkpointing=all, or strategy=fsdp",
+            "    try: a smaller train.batch_size with train.accumulate, checkpointing=full, or strategy=fsdp",
         )
     traceback.print_exc()
     return 1, f"rank {rank}: {type(error).__name__}: {error}"
