@@ -150,7 +150,7 @@ def test_killed_run_continues_from_its_checkpoint(launcher: tuple[str, ...], tmp
     assert len(ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert {e.state for e in entries(study).values()} == {"done"} and entries(study)[job].attempt == 2
     sweep(tmp_path / "one", *words)
-    assert losses(study) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert losses(study) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)  # 60 steps enlarge the rounding
 
 
 @pytest.mark.long
