@@ -99,7 +99,9 @@ def test_fault_of_one_rank(
     code, output = run.ended(60)
     seconds = time.time() - (mark.stat().st_mtime if mark.exists() else 0.0)
     record_property("outcome", _outcome(code, seconds, output))
-    assert code == fault.code and fault.says in output, output
+    # With `tensor` the ranks add up what they compute in every layer, so all of them have the NaN.
+    says = "diverged" if fault.what == "nan_loss" and strategy == "tensor" else fault.says
+    assert code == fault.code and says in output, output
     assert seconds < SECONDS
     assert "Traceback" not in output or fault.what == "bug"
     if fault.saved:
