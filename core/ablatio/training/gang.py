@@ -137,8 +137,9 @@ class Gang:
     def _forward(self, number: int, frame: FrameType | None) -> None:
         if self.stopping == signal.SIGINT == number:  # as with one device: a second Ctrl-C does not wait
             raise KeyboardInterrupt
-        self._send(signal.SIGTERM if self.stopping else signal.Signals(number))
-        self.stopping = self.stopping or signal.Signals(number)
+        if self.stopping is None:  # the ranks are told once: later signals would come while they save and end
+            self.stopping = signal.Signals(number)
+            self._send(self.stopping)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self.processes:
@@ -189,6 +190,10 @@ class Gang:
             return int(said["code"]), str(said["message"])
         except (OSError, ValueError):
             code = process.returncode
+            if self.stopping and code == -self.stopping:  # before the rank had handlers
+                return Preempted.exit_code, (
+                    f"{self.stopping.name} came before the first step; nothing is lost\n    try: the same command"
+                )
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return EnvironmentFault.exit_code, f"rank {rank} was ended by {name}{self._last_words(rank)}"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ablatio.config.schema import check
@@ -53,23 +54,20 @@ def _largest(
 
     Each guess comes from the memory of the last one: a search by halves would build many models that are too large.
     """
-
-    def fitting(number: int) -> tuple[Fitting, bool]:
-        changed = sizes(number)
-        spec = RunSpec(_with(config, changed))
-        total = memory_per_device(spec).total
-        return Fitting(changed, spec.size.parameters, total), total <= room and not _problems(config, changed)
-
-    low, high, best = 0, MOST, None
-    number = 1
+    low, high, guess, best = 0, MOST, 1, None
     while high - low > 1:
-        found, fits = fitting(number)
-        if fits:
+        # Some numbers are none: heads that a strategy does not divide.  The next one below, else above, is taken.
+        near = chain(range(guess, low, -1), range(guess + 1, high))
+        number = next((n for n in near if not _problems(config, sizes(n))), None)
+        if number is None:
+            break
+        spec = RunSpec(_with(config, sizes(number)))
+        found = Fitting(sizes(number), spec.size.parameters, memory_per_device(spec).total)
+        if found.bytes <= room:
             low, best = number, found
         else:
             high = number
-        guess = int(number * (room / found.bytes) ** (1 / degree))
-        number = min(max(guess, low + 1), high - 1)
+        guess = min(max(int(number * (room / found.bytes) ** (1 / degree)), low + 1), high - 1)
     return best
 
 
