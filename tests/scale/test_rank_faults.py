@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import signal
 import socket
 import time
@@ -204,5 +205,6 @@ def _saved(folder: Path) -> int:
 
 def _outcome(code: int, seconds: float, output: str) -> dict[str, object]:
     """What the command gave: its exit code, seconds from the fault, and the first line of its message."""
-    lines = [line for line in output.splitlines() if line.startswith("ablatio: ")]
-    return {"code": code, "seconds": round(seconds, 1), "message": lines[-1].removeprefix("ablatio: ") if lines else ""}
+    lines = [line.removeprefix("ablatio: ") for line in output.splitlines() if line.startswith("ablatio: ")]
+    message = re.sub(r"/\S*/run/", "RUN/", lines[-1]) if lines else ""
+    return {"code": code, "seconds": round(seconds, 1), "message": message}
