@@ -2,10 +2,14 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
+
+from helpers.runs import begin
 
 TINY = (
     "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max_len=32", "train.steps=5",
@@ -49,27 +53,38 @@ def _lives(pid: int) -> bool:
 
 
 class Running:
-    """A run of many steps that has begun; `pids` are those of its ranks."""
+    """A run of many steps that has begun, or has ended before its third step; `pids` are those of its ranks."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
-        out, name = folder.parent, folder.name
-        self.process = subprocess.Popen(
-            command(*TINY, *TWO, "train.steps=100000", f"out={out}", f"name={name}", *words),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
-        )  # fmt: skip
+    def __init__(self, folder: Path, *words: str, strategy: str = "ddp") -> None:
+        self.log = folder.parent / f"{folder.name}.log"
+        usual = (*TINY, f"strategy={strategy}", "trainer.devices=2", "train.steps=100000")
+        with patch.dict(os.environ, environment()):
+            self.process = begin(["train", *usual, f"out={folder.parent}", f"name={folder.name}", *words], self.log)
+        assert self.process.pid
+        self.pid, self.pids = self.process.pid, list[int]()
         end = time.monotonic() + 90
-        while time.monotonic() < end and self.process.poll() is None and last_step(folder) < 3:
-            time.sleep(0.1)
-        self.pids = children(self.process.pid)
+        while time.monotonic() < end and self.process.is_alive() and last_step(folder) < 3:
+            time.sleep(0.05)
+            self.pids = sorted({*self.pids, *children(self.pid)})
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command, which watches the ranks."""
+        os.kill(self.pid, number)
 
     def ended(self, within: float = 30) -> tuple[int, str]:
         """Exit code and output; every rank must be gone."""
-        output = self.process.communicate(timeout=within)[0]
+        self.process.join(within)
+        alive = self.process.is_alive()
+        self.process.kill()
+        output = (self.log / "out").read_text() + (self.log / "err").read_text()
+        assert not alive, f"the command did not end within {within:g} s\n{output}"
         end = time.monotonic() + 5
         while (left := [pid for pid in self.pids if _lives(pid)]) and time.monotonic() < end:
             time.sleep(0.1)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
         assert not left, f"ranks {left} are left"
-        return self.process.returncode, output
+        return self.process.exitcode or 0, output
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

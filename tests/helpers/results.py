@@ -23,12 +23,15 @@ class ResultsFile:
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: list[str] = []
+        self.recorded: dict[str, dict[str, Any]] = defaultdict(dict)  # what tests have recorded, by parameters
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.split("[")[0]
         self.seconds[name] += report.duration
         if report.when == "call" or report.outcome != "passed":  # a passed setup or teardown is not an outcome
             self.outcomes[name][report.outcome] += 1
+        if report.when == "call" and report.user_properties:
+            self.recorded[name][report.nodeid.removeprefix(name).strip("[]")] = dict(report.user_properties)
         if report.outcome == "failed":
             self.failed.append(f"{report.nodeid} ({report.when})")
 
@@ -50,7 +53,8 @@ class ResultsFile:
         self.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     def _of(self, name: str) -> dict[str, Any]:
-        return dict(sorted(self.outcomes[name].items())) | {"seconds": round(self.seconds[name], 2)}
+        counts = dict(sorted(self.outcomes[name].items())) | {"seconds": round(self.seconds[name], 2)}
+        return counts | ({"recorded": self.recorded[name]} if name in self.recorded else {})
 
 
 def _git(*words: str) -> str:

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 def test_stop_signal_saves_and_resumes(tmp_path: Path) -> None:
     """SIGTERM to the supervisor: every rank stops after the same step, rank 0 saves."""
     run = Running(tmp_path / "run")
-    run.process.send_signal(signal.SIGTERM)
+    run.signal(signal.SIGTERM)
     code, output = run.ended()
     assert code == 75, output
     assert Checkpoints(tmp_path / "run" / "checkpoints").load().step > 0
@@ -42,8 +42,7 @@ def test_killed_rank(tmp_path: Path, rank: int) -> None:
 @pytest.mark.long
 def test_killed_supervisor_leaves_no_rank(tmp_path: Path) -> None:
     run = Running(tmp_path / "run")
-    run.process.kill()
-    run.process.communicate(timeout=30)
+    run.signal(signal.SIGKILL)
     run.ended()
 
 

@@ -1,6 +1,7 @@
 """Memory of each device: what `ablatio size` says, and what is refused before a run starts."""
 
 import json
+from typing import Any
 
 import pytest
 from helpers.gangs import TINY
@@ -49,3 +50,34 @@ def test_refused_by_what_a_device_holds(monkeypatch: pytest.MonkeyPatch) -> None
     check("zero2")
     with pytest.raises(EnvironmentFault, match=r"each of 2 devices with strategy=ddp has"):
         check("ddp")
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
+def test_the_largest_model_that_fits(strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It fits, and one with a layer or a step of heads more does not; `tensor` has heads for each device."""
+    words = (
+        f"strategy={strategy}",
+        "trainer.devices=4",
+        "attention=gqa",
+        "attention.n_kv_heads=4",
+        "model.n_heads=4",
+        "activation=gelu",
+    )
+    room, step = 4e6, 4 if strategy == "tensor" else 1
+    fit: Any = sizes(capsys, *words, "--fit", f"{room:g}")["fit"]
+    for what, further in (
+        ("deepest", {"model.n_layers": 1}),
+        ("widest", {"model.n_heads": step, "model.d_model": 8 * step, "attention.n_kv_heads": step}),
+    ):
+        settings, found = fit[what]["settings"], fit[what]
+        assert settings.keys() == further.keys()
+        same: Any = sizes(capsys, *words, *(f"{key}={value}" for key, value in settings.items()))
+        assert same["device"]["total"] == found["bytes"] <= room and same["parameters"] == found["parameters"]
+        larger: Any = sizes(capsys, *words, *(f"{key}={value + further[key]}" for key, value in settings.items()))
+        assert larger["device"]["total"] > room
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sizes(capsys, "--fit", "1000")["fit"] == {"deepest": None, "widest": None}
+    with pytest.raises(UserError, match="try: --fit"):
+        size_command([*TINY, "--fit", "-1"])

@@ -30,7 +30,7 @@ def test_concurrent_runs_are_spread_evenly_over_gpus(
     pool.start()
     try:
         for i in range(TOGETHER):
-            pool.submit(LaunchRequest(str(tmp_path), f"run{i}", 1, 0))
+            pool.submit(LaunchRequest(str(tmp_path), f"run{i}", 1, 0, together=TOGETHER))
         ends = []
         while len(ends) < TOGETHER:
             ends += pool.poll(1.0)

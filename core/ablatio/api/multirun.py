@@ -58,6 +58,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: boo
     plan = plan_sweep(settings, folder)
     plan.study.overrides = [text for text in settings if text.split("=")[0] not in PASSING]
     refuse_session_parts(plan)
+    _refuse_several_machines(plan)
     plan.study.parts_file = parts_file_of(plan)
     check_packages([job.config for job in plan.jobs], [launchers[launcher.name]])
     folder = folder or _folder(plan)
@@ -84,6 +85,18 @@ def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Pa
     kept = [text for text in study.overrides if text.split("=")[0] not in given]
     with kept_files.kept(study.files, folder):
         return multirun([*kept, *overrides], folder, quiet=quiet)
+
+
+def _refuse_several_machines(plan: Plan) -> None:
+    """Raise UserError if a run of the plan uses several machines: launchers start one process for each run."""
+    for config in (plan.config, *(job.config for job in plan.jobs)):
+        trainer = config.get("trainer", {})
+        if int(trainer.get("nodes", 1)) > 1:
+            raise UserError(
+                f"trainer.nodes={trainer['nodes']}: the devices of a sweep's run are on one machine\n"
+                f"    try: trainer.nodes=1 trainer.devices={int(trainer['devices']) * int(trainer['nodes'])}, or train "
+                "that run by itself (docs/howto/devices.md)"
+            )
 
 
 def _folder(plan: Plan) -> Path:

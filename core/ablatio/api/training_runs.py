@@ -16,7 +16,7 @@ from ablatio.storage.json_files import read_object_if_any
 from ablatio.storage.paths import shell_word
 from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
-from ablatio.training.rank_environment import from_environment, is_first, node_rank
+from ablatio.training.rank_environment import from_environment, is_first, join_slurm_step, node_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -63,6 +63,7 @@ def train(
         check_packages([composed.config])
     from ablatio.training.run_folder import discard_empty, folder_of_other_machine, new_folder
 
+    join_slurm_step(composed.config["trainer"])
     # torchrun and Slurm start this program once for each rank.
     if from_environment() is not None:
         return _train_as_rank(composed, console, callbacks)
@@ -85,17 +86,18 @@ def resume_run(
     callbacks  as for `train`; the manifest keeps those with which the run began
     """
     folder, words = Path(folder), words_of("resume_run", overrides)
-    console = console_for(quiet or not is_first())
     adapter.check_callbacks(callbacks)
     if (folder / recipes.FILE).exists():
         with composing():
             from ablatio.sweep.recipes.run import resumed
 
             plan = resumed(folder, words)
-        return _run_recipe(plan, console, callbacks)
+        return _run_recipe(plan, console_for(quiet or not is_first()), callbacks)
     with composing():
         settings = _resumed_settings(folder, words)
         check_packages([settings])
+    join_slurm_step(settings["trainer"])
+    console = console_for(quiet or not is_first())
     if read_object_if_any(folder / "summary.json").get("status") == "done":
         console.print(f"{folder} is finished; nothing is left to do", highlight=False)
     else:

@@ -24,6 +24,10 @@ def run(arguments: list[str]) -> int:
         "--flops", type=float, metavar="RATE",
         help="FLOPs per second that a device reaches in training, such as 4e14: prints the time of the run",
     )  # fmt: skip
+    options.add_argument(
+        "--fit", type=float, metavar="BYTES",
+        help="memory of a device, such as 80e9: prints the largest models of this shape that fit",
+    )  # fmt: skip
     args, settings = options.parse_known_args(arguments)
     from ablatio.api.adapter import composed
 
@@ -33,7 +37,7 @@ def run(arguments: list[str]) -> int:
 
     spec = RunSpec(config)
     found = estimate(spec)
-    more = _on_devices(spec) | _time(spec, args.flops)
+    more = _on_devices(spec) | _time(spec, args.flops) | _fit(spec, args.fit)
     if args.json:
         print(json.dumps(found | more, indent=1))
     else:
@@ -65,6 +69,21 @@ def _time(spec: "RunSpec", rate: float | None) -> dict[str, Any]:
     return {"run_flops": spec.train_flops, "seconds": spec.train_flops / (rate * world_of(spec.config))}
 
 
+def _fit(spec: "RunSpec", room: float | None) -> dict[str, Any]:
+    """The deepest and the widest model that fit into `room` bytes of a device; None for one that does not exist."""
+    if room is None:
+        return {}
+    from dataclasses import asdict
+
+    from ablatio.errors import UserError
+    from ablatio.training.largest_model import deepest, widest
+
+    if not room > 0 or math.isinf(room):
+        raise UserError(f"--fit {room:g}: expected the bytes of a device, above 0\n    try: --fit 80e9")
+    found = {"deepest": deepest(spec.config, room), "widest": widest(spec.config, room)}
+    return {"fit": {what: fitting and asdict(fitting) for what, fitting in found.items()}, "room": room}
+
+
 def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -92,6 +111,7 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         ("this machine", bytes_text(found["machine"]), "memory"),
         *_each_device(found, config),
         *_duration(found),
+        *_fitting(found),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("left", "right", "left"):
@@ -136,6 +156,19 @@ def _duration(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"for {short(found['run_flops'])} FLOPs at this rate; nothing counted for waiting or sending",
         )
     ]
+
+
+def _fitting(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Lines on the largest models that fit."""
+    lines = []
+    for what, fitting in found.get("fit", {}).items():
+        if fitting is None:
+            lines.append((f"{what} that fits", "none", f"in {bytes_text(int(found['room']))} of a device"))
+            continue
+        settings = " ".join(f"{name}={value}" for name, value in fitting["settings"].items())
+        lines.append((f"{what} that fits", short(fitting["parameters"]), f"parameters: {settings}"))
+        lines.append(("", bytes_text(fitting["bytes"]), "of each device"))
+    return lines
 
 
 def _recomputed(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:

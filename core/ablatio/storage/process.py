@@ -1,8 +1,10 @@
-"""Identity of processes across machines, and the signals that ask a process to stop."""
+"""Identity of processes across machines, the signals that ask a process to stop, and the end of a parent."""
 
+import ctypes
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ STOP_SIGNALS = (
     signal.SIGUSR2,
     signal.SIGQUIT,
 )
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,6 +33,12 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     # A shell starts background jobs with SIGINT ignored, and a scheduler may pass that on; these two always stop a run.
     always = (signal.SIGTERM, signal.SIGINT)
     return tuple(s for s in STOP_SIGNALS if s in always or signal.getsignal(s) != signal.SIG_IGN)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Let the kernel send a signal to this process when the thread that has started it ends; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def this_process() -> dict[str, Any]:

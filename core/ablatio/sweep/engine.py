@@ -45,6 +45,10 @@ class Result:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _devices(job: Job) -> int:
+    return int(job.config.get("trainer", {}).get("devices", 1))
+
+
 def _failure(result: Result) -> Mapping[str, Any] | None:
     """What `more` is told of a run without a summary: divergence is an outcome, other failures are None."""
     return {"status": "diverged"} if result.entry.kind == "diverged" else None
@@ -236,20 +240,29 @@ class Engine:
         return all((known := self.ledger.entries.get(name)) and known.state == "done" for name in job.takes)
 
     def _fill(self) -> None:
+        """Claim open jobs, in order, while the launcher has a place for each of their devices."""
+        taken = sum(_devices(self.jobs[name]) for name in (*self.held, *self.lost))
         for job, entry in list(self._known()):
-            if len(self.held) + len(self.lost) >= self.launcher.slots:
+            if taken >= self.launcher.slots:
                 return
-            if self.is_open(job, entry) and (claim := self.ledger.claim(job.id, entry)):
+            if not self.is_open(job, entry):
+                continue
+            devices = _devices(job)
+            if taken and taken + devices > self.launcher.slots:  # one that needs more than there are runs alone
+                return
+            if claim := self.ledger.claim(job.id, entry):
+                taken += devices
                 if not self.started:
                     self.started = True
                     self.launcher.start()
                 self.again.discard(job.id)
                 self.held[job.id] = claim
                 where = str(self.folder.absolute())  # cluster nodes have another working directory
-                together = min(self.launcher.slots, len(self.jobs))
-                devices = int(job.config.get("trainer", {}).get("devices", 1))
-                request = LaunchRequest(where, job.id, claim.attempt, claim.offset, devices, together)
-                self.launcher.submit(request)
+                together = min(max(1, self.launcher.slots // devices), len(self.jobs))
+                on_cpu = job.config.get("trainer", {}).get("device") == "cpu"
+                self.launcher.submit(
+                    LaunchRequest(where, job.id, claim.attempt, claim.offset, devices, together, on_cpu)
+                )
 
     def _settle(self, end: LaunchOutcome) -> None:
         """Record the end of a process that could not record it itself."""

@@ -27,7 +27,7 @@ from ablatio.registry.parts_file import current as parts_file
 from ablatio.storage.process import stop_signals
 from ablatio.training.device import Machine
 from ablatio.training.process_group import PeerLost
-from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place, node_rank
+from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place, master_address, master_port, node_rank
 
 SETTLE = 5.0  # seconds in which the rank that failed first may end after those that lost it
 PATIENCE = 20.0  # seconds between SIGTERM and SIGKILL, when a rank has failed
@@ -81,19 +81,13 @@ def store_of_supervisor(nodes: int) -> Iterator[tuple[str, int, bool]]:
         yield "127.0.0.1", store.port, True
         del store
         return
-    address = os.environ.get("MASTER_ADDR") or _first_host(os.environ.get("SLURM_JOB_NODELIST", ""))
+    address = master_address()
     if not address:
         raise UserError(
             f"trainer.nodes={nodes}: the machines find each other at MASTER_ADDR, which is not set\n"
             "    try: MASTER_ADDR=HOST MASTER_PORT=29500 NODE_RANK=0 ablatio train ..., with NODE_RANK=1 on the second"
         )
-    yield address, int(os.environ.get("MASTER_PORT", "29500")), False
-
-
-def _first_host(nodes: str) -> str:
-    """First host of Slurm's list: node[3-5,9],other -> node3."""
-    head, bracket, rest = nodes.partition("[")
-    return head + rest.split("]")[0].split(",")[0].split("-")[0] if bracket else nodes.split(",")[0]
+    yield address, master_port(), False
 
 
 class Gang:
@@ -104,7 +98,7 @@ class Gang:
 
     def __init__(self, ranks: Sequence[Place], request: str, folder: Path, holds_store: bool) -> None:
         self.folder, self.ranks = folder, ranks
-        self.stopping = False
+        self.stopping: signal.Signals | None = None  # the first stop signal
         quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # its warnings are advice to programmers
         environment = quiet | os.environ | ({STORE_OF_SUPERVISOR: "1"} if holds_store else {})
         self.processes = [self._start(place, request, environment) for place in ranks]
@@ -141,8 +135,11 @@ class Gang:
             self._end(0.0)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._send(signal.SIGTERM if self.stopping else signal.Signals(number))
-        self.stopping = True
+        if self.stopping == signal.SIGINT == number:  # as with one device: a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        if self.stopping is None:  # the ranks are told once: later signals would come while they save and end
+            self.stopping = signal.Signals(number)
+            self._send(self.stopping)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self.processes:
@@ -193,6 +190,10 @@ class Gang:
             return int(said["code"]), str(said["message"])
         except (OSError, ValueError):
             code = process.returncode
+            if self.stopping and code == -self.stopping:  # before the rank had handlers
+                return Preempted.exit_code, (
+                    f"{self.stopping.name} came before the first step; nothing is lost\n    try: the same command"
+                )
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return EnvironmentFault.exit_code, f"rank {rank} was ended by {name}{self._last_words(rank)}"
 
@@ -205,7 +206,15 @@ class Gang:
 
     def _verdict(self, failed: Sequence[int]) -> tuple[int, str]:
         """The cause: the first failure that is not the loss of another rank; a rank that does not answer is named."""
-        known = [self._known(i) for i in failed]
-        causes = [found for found in known if found[0] != PeerLost.exit_code]
-        code, message = (causes or known)[0]
+        known = [(i, *self._known(i)) for i in failed]
+        causes = [found for found in known if found[1] != PeerLost.exit_code]
+        index, code, message = (causes or known)[0]
+        name = f"rank {self.ranks[index].rank}"
+        if code in (UserError.exit_code, EnvironmentFault.exit_code) and name not in message and self._is_alone(index):
+            message = f"{name}: {message}"
         return (EnvironmentFault.exit_code if code == PeerLost.exit_code else code), message
+
+    def _is_alone(self, index: int) -> bool:
+        """True if a rank other than the first failed as none of the others did."""
+        message = self._known(index)[1]
+        return index > 0 and all(self._known(i)[1] != message for i in range(len(self.ranks)) if i != index)

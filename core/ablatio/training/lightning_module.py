@@ -63,6 +63,7 @@ class TrainingModule(pl.LightningModule):
         for part in self._parts_with("attach"):
             part.attach(model)
         self.finite: Tensor | bool = True
+        self.not_finite: Tensor | None = None  # of each of several ranks: above 0 if its loss was not finite
         self.overflowed = False  # set by a precision with a loss scale: gradients of this step are not finite
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
@@ -207,7 +208,11 @@ class TrainingModule(pl.LightningModule):
         if ranks().world > 1:
             stop = float(self.stop_asked())
             own = [torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in (total, weight, targets, stop)]
-            total, weight, targets, stops = ranks().total(torch.stack(own)).to(total.dtype)
+            bad = torch.zeros(ranks().world, dtype=torch.float64, device=self.device)
+            bad[ranks().rank] = ~torch.isfinite(total)
+            found = ranks().total(torch.cat([torch.stack(own), bad]))
+            total, weight, targets, stops = found[:4].to(total.dtype)
+            self.not_finite = found[4:] if self.not_finite is None else self.not_finite + found[4:]
             self.stopping = bool(stops)
             targets = float(targets) if self.device.type == "cpu" else targets
         return total / torch.where(weight > 0, weight, 1.0), targets  # a step may have no scored target
@@ -262,9 +267,17 @@ class TrainingModule(pl.LightningModule):
 
     def _diverge(self, what: str, value: float) -> None:
         raise Diverged(
-            f"the run diverged: {what} is {value} at step {self.global_step}; the diverged state was not saved\n"
-            f"    try: a lower rate (optimizer.lr), a longer warm-up (schedule.warmup) or a stabilizer"
+            f"the run diverged: {what} is {value} at step {self.global_step}{self._first_ranks()}; "
+            "the diverged state was not saved\n"
+            "    try: a lower rate (optimizer.lr), a longer warm-up (schedule.warmup) or a stabilizer"
         )
+
+    def _first_ranks(self) -> str:
+        """Which ranks had a loss that is not finite, if not all had."""
+        bad = [] if self.not_finite is None else self.not_finite.nonzero().flatten().tolist()
+        if not 0 < len(bad) < ranks().world:
+            return ""
+        return f", first on rank{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}"
 
     def take_metrics(self) -> dict[str, float]:
         """Return the metrics to log: mean loss of the steps since the last call, learning rate, values of the parts.

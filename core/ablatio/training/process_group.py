@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import distributed_c10d
 
 from ablatio.errors import EnvironmentFault, UserError
 from ablatio.model.ranks import Ranks
@@ -154,10 +155,27 @@ def joined(place: Place, device: torch.device, timeout: float, splits: str = "ro
         backend, store=group.store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout)
     )
     try:
-        with _peers_named(place, group):
+        with _new_groups_wait(timeout), _peers_named(place, group):
             yield ProcessRanks(place, group, device, splits)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _new_groups_wait(timeout: float) -> Iterator[None]:
+    """Give the run's time-out to groups that libraries make inside, such as DeepSpeed's and those of a mesh.
+
+    torch has no setting for it: without one in the call, which is theirs, a group waits for half an hour.
+    """
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")
+    old = {name: getattr(distributed_c10d, name) for name in names}
+    try:
+        for name in names:
+            setattr(distributed_c10d, name, timedelta(seconds=timeout))
+        yield
+    finally:
+        for name, value in old.items():
+            setattr(distributed_c10d, name, value)
 
 
 def _store(place: Place, timeout: float) -> Any:

@@ -1,6 +1,7 @@
-"""Place of this process among the ranks of a run, as torchrun and our supervisor write it into the environment."""
+"""Place of this process among the ranks of a run, as torchrun, srun or our supervisor write it into the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 from ablatio.errors import UserError
 
 STORE_OF_SUPERVISOR = "TORCHELASTIC_USE_AGENT_STORE"  # set if the process that started the ranks holds their store
+
+
+DEFAULT_PORT = 29500  # that of torchrun
+FIRST_PORT, PORTS = 15000, 15000  # those of Slurm's steps: below the ports that systems give to clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,59 @@ def from_environment() -> Place | None:
             "its world\n    try: unset RANK WORLD_SIZE, or torchrun --nproc-per-node 2 -m ablatio train ..."
         )
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    return Place(rank, world, local, local_world, address, _number("MASTER_PORT", 29500))
+    return Place(rank, world, local, local_world, address, _number("MASTER_PORT", DEFAULT_PORT))
+
+
+def join_slurm_step(trainer: Mapping[str, Any]) -> None:
+    """Make the tasks of a Slurm step the ranks of the run, in the environment: `srun --ntasks 8 ablatio train ...`.
+
+    Tasks that are alone on their machine stay supervisors, each of which starts the ranks of its machine, and a step
+    may consist of runs of one device each.  Raises UserError if there are several tasks on a machine, but not one for
+    each device of the run.
+    """
+    if "RANK" in os.environ or not several_devices(trainer) or not os.environ.get("SLURM_STEP_NUM_TASKS"):
+        return
+    world, counts = _number("SLURM_STEP_NUM_TASKS"), _tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    if max(counts) == 1:
+        return
+    if world != int(trainer["devices"]) * int(trainer["nodes"]):
+        raise UserError(
+            f"this Slurm step has {world} tasks, {max(counts)} on a machine, and the run has trainer.devices * "
+            f"trainer.nodes = {int(trainer['devices']) * int(trainer['nodes'])} devices: expected a task for each\n"
+            f"    try: trainer.devices={max(counts)} trainer.nodes={len(counts)}, or srun --ntasks-per-node 1"
+        )
+    node = _number("SLURM_NODEID", 0)
+    local_world = counts[node] if node < len(counts) else max(counts)
+    place = Place(
+        _number("SLURM_PROCID"), world, _number("SLURM_LOCALID"), local_world, master_address(), master_port()
+    )
+    os.environ.update(place.to_environment())
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's list of counts: 2(x3),1 -> 2 2 2 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(count) for count, times in found for _ in range(int(times or 1))] or [1]
+
+
+def master_address() -> str:
+    """Machine of rank 0: MASTER_ADDR, or the first one of Slurm's step or job; empty if neither is known."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    return os.environ.get("MASTER_ADDR") or _first_host(nodes)
+
+
+def master_port() -> int:
+    """MASTER_PORT; else 29500, or another for each step of Slurm, since jobs of several users share a machine."""
+    job, step = (os.environ.get(f"SLURM_{name}_ID", "") for name in ("JOB", "STEP"))
+    if not (job.isdigit() and step.isdigit()):
+        return _number("MASTER_PORT", DEFAULT_PORT)
+    return _number("MASTER_PORT", FIRST_PORT + (int(job) + int(step)) % PORTS)
+
+
+def _first_host(nodes: str) -> str:
+    """First host of Slurm's list: node[3-5,9],other -> node3."""
+    head, bracket, rest = nodes.partition("[")
+    return head + rest.split("]")[0].split(",")[0].split("-")[0] if bracket else nodes.split(",")[0]
 
 
 def _number(name: str, default: int | None = None) -> int:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def gpus() -> list[str]:
@@ -14,10 +14,24 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())] if torch else []
 
 
-def least_used(names: Iterable[str], in_use: Iterable[str], count: int = 1) -> list[str]:
-    """Return the `count` names with the fewest occurrences in `in_use`; all if there are fewer."""
-    runs = dict.fromkeys(names, 0)
-    for name in in_use:
-        if name in runs:
-            runs[name] += 1
-    return sorted(runs, key=runs.__getitem__)[:count]
+def sharing(together: int, names: Sequence[str]) -> int:
+    """Largest number of runs on a GPU when `together` runs of one device are spread over all of them."""
+    return -(-together // len(names))
+
+
+def least_used(names: Iterable[str], runs: Iterable[Sequence[str]], count: int = 1, most: int = 1) -> list[str]:
+    """GPUs of a run of `count` devices; fewer than `count` if it has to wait for them.
+
+    A run of one device takes the GPU with the fewest runs, if these are fewer than `most`.  A run of several devices
+    takes GPUs that no other run uses, and no run joins it: its ranks wait for each other in every step, so the slowest
+    GPU would hold up all of them.
+
+    runs  the GPUs of each run that is being executed
+    """
+    load = dict.fromkeys(names, 0)
+    for used in runs:
+        for name in used:
+            if name in load:
+                load[name] += 1 if len(used) == 1 else most
+    free = [name for name in load if load[name] < (most if count == 1 else 1)]
+    return sorted(free, key=load.__getitem__)[:count]

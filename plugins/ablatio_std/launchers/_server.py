@@ -1,11 +1,10 @@
 """The server of a pool: a process that does the heavy imports once and forks one process per run.
 
 The server itself only imports: no CUDA, no threads, no training.  Each run is a process group of its own, so that its
-leftover processes are killed with it, and sees one GPU, the one with the fewest runs.  If the sweeper dies, the server
-sends SIGTERM to the runs, which save a checkpoint; if the server dies, the kernel does (prctl PR_SET_PDEATHSIG).
+leftover processes are killed with it, and sees as many GPUs as it has devices (see `_gpus`).  If the sweeper dies, the
+server sends SIGTERM to the runs, which save a checkpoint; if the server dies, the kernel does (prctl PR_SET_PDEATHSIG).
 """
 
-import ctypes
 import gc
 import os
 import signal
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from ablatio.registry.kinds.launch_types import GPU_RUNS, LaunchOutcome, LaunchRequest, Work
-from ablatio_std.launchers._gpus import gpus, least_used
+from ablatio.storage.process import end_with_parent
+from ablatio_std.launchers._gpus import gpus, least_used, sharing
 
 GRACE = 20.0  # seconds between SIGTERM and SIGKILL
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -28,14 +27,14 @@ class Child:
     """A running child process.
 
     deadline    time.monotonic() of the next signal: SIGTERM, or SIGKILL once it is `terminated`
-    gpu         names of its GPUs, separated by commas; "" for none
+    gpus        names of its GPUs; empty for none
     terminated  True after SIGTERM was sent
     timed_out   True if SIGTERM was sent because of the timeout
     """
 
     order: LaunchRequest
     deadline: float
-    gpu: str
+    gpus: list[str]
     terminated: bool = False
     timed_out: bool = False
 
@@ -44,7 +43,8 @@ class Server:
     """Server of a pool, controlled by the messages of `pipe`.
 
     A LaunchRequest starts a run, a job's id asks that job to stop, None asks all jobs to stop and ends the server.  A
-    run takes as many of the `places` as it has devices, and waits until they are free; one that needs more runs alone.
+    run takes as many of the `places` and GPUs as it has devices, and waits until they are free; one that needs more
+    than there are runs alone.
     """
 
     def __init__(self, pipe: Connection, work: Work, threads: int, timeout: float | None, places: int) -> None:
@@ -55,7 +55,6 @@ class Server:
         self.children: dict[int, Child] = {}
         self.gpus: list[str] = []
         self.stopping = False
-        self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self.woken, self.wake = os.pipe()  # ends the wait below on SIGCHLD and SIGTERM
 
     def serve(self) -> None:
@@ -105,10 +104,20 @@ class Server:
     def _start_waiting(self) -> None:
         """Start the runs that have waited longest, while there are places for them."""
         while self.waiting and not self.stopping:
-            taken = sum(child.order.devices for child in self.children.values())
-            if taken and taken + self.waiting[0].devices > self.places:
+            if self.children and not self._has_room(self.waiting[0]):
                 return
             self._fork(self.waiting.pop(0))
+
+    def _has_room(self, order: LaunchRequest) -> bool:
+        taken = sum(child.order.devices for child in self.children.values())
+        on_gpu = bool(self.gpus) and not order.on_cpu
+        return taken + order.devices <= self.places and len(self._gpus_for(order)) == (order.devices if on_gpu else 0)
+
+    def _gpus_for(self, order: LaunchRequest) -> list[str]:
+        if not self.gpus or order.on_cpu:
+            return []
+        runs = [child.gpus for child in self.children.values()]
+        return least_used(self.gpus, runs, order.devices, sharing(order.together, self.gpus))
 
     def _stop(self) -> None:
         self.stopping = True
@@ -121,18 +130,17 @@ class Server:
             os.kill(pid, signal.SIGTERM)  # not reaped yet, so the pid cannot belong to another process
 
     def _fork(self, order: LaunchRequest) -> None:
-        in_use = [name for child in self.children.values() for name in child.gpu.split(",")]
-        server, gpu = os.getpid(), ",".join(least_used(self.gpus, in_use, order.devices))
+        server, chosen = os.getpid(), self._gpus_for(order)
         # SIGTERM is blocked until the child has reset its handlers: it would run the server's handler otherwise.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         pid = os.fork()
         if pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            self.children[pid] = Child(order, time.monotonic() + self.timeout, gpu)
+            self.children[pid] = Child(order, time.monotonic() + self.timeout, chosen)
             return
         code = 1
         try:
-            self._set_up_child(server, gpu, order.together)
+            self._set_up_child(server, chosen, order.together)
             code = self.work(order, self.threads)
         except BaseException:  # an exception of the run must not continue in the server's loop
             traceback.print_exc()
@@ -142,10 +150,10 @@ class Server:
                     stream.flush()
             os._exit(code)
 
-    def _set_up_child(self, server: int, gpu: str, together: int) -> None:
-        """Undo the server's settings in the forked child: signals, pipes, garbage collection; choose its GPU.
+    def _set_up_child(self, server: int, chosen: list[str], together: int) -> None:
+        """Undo the server's settings in the forked child: signals, pipes, garbage collection; choose its GPUs.
 
-        The child is told how many of the runs that may be executed `together` share that GPU.
+        A child with one GPU is told how many of the runs that may be executed `together` share it.
         """
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
@@ -156,13 +164,12 @@ class Server:
         os.close(self.woken)
         os.close(self.wake)
         gc.enable()
-        if self.libc is not None:
-            self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != server:  # the server died before prctl, so its death sends no signal
+        end_with_parent(signal.SIGTERM)
+        if os.getppid() != server:  # the server died before that, so its death sends no signal
             os._exit(75)
-        if gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            os.environ[GPU_RUNS] = str(-(-together // len(self.gpus)))
+        if chosen:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+            os.environ[GPU_RUNS] = str(sharing(together, self.gpus) if len(chosen) == 1 else 1)
 
     def _reap(self) -> None:
         """Collect ended children, kill the processes that they left, and send the outcomes."""

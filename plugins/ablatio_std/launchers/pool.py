@@ -25,8 +25,9 @@ Threads = Annotated[int, Positive, "threads of torch in each run that does not s
 class Pool:
     """One process per run, forked from a server that has done the heavy imports once.
 
-    On a machine with GPUs each run uses one, which runs may share.  A run that crashes, leaks memory, hangs or exits
-    does not affect the others.  If the server dies, its runs save a checkpoint and stop, and a new server is started.
+    On a machine with GPUs each run uses one, which runs may share, or several (`trainer.devices`), which are its own.
+    A run that crashes, leaks memory, hangs or exits does not affect the others.  If the server dies, its runs save a
+    checkpoint and stop, and a new server is started.
 
     Source: prefork servers, as in Apache httpd and multiprocessing's forkserver
     """

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -57,6 +58,8 @@ class Runner:
 class Ray:
     """One Ray actor per concurrent run; each forks its runs from a server that has done the heavy imports once.
 
+    A run of n devices (`trainer.devices`) has n times the resources, on one node; its GPUs are whole ones.
+
     The study's folder must be on a disk that all nodes share.  Ray's own retries are off: a run whose node is gone is
     reported as lost, and the sweep decides whether to repeat it.
 
@@ -70,9 +73,9 @@ class Ray:
         self,
         work: Work,
         *,
-        workers: Annotated[int | None, Positive, "runs at a time; null: as many as fit the cluster"] = None,
-        num_cpus: Annotated[float, Positive, "cores that Ray reserves for a run, and its number of threads"] = 1.0,
-        num_gpus: Annotated[float, NonNegative, "GPUs that Ray reserves for a run"] = 0.0,
+        workers: Annotated[int | None, Positive, "devices in use at a time; null: as many as fit the cluster"] = None,
+        num_cpus: Annotated[float, Positive, "cores that Ray reserves for a device of a run, and its threads"] = 1.0,
+        num_gpus: Annotated[float, NonNegative, "GPUs that Ray reserves for a device of a run"] = 0.0,
         address: Annotated[str | None, "address of the cluster, host:port or auto; null: this machine only"] = None,
         timeout: Seconds = None,
     ) -> None:
@@ -82,8 +85,8 @@ class Ray:
         self.slots = workers or 1  # start() counts the cluster's resources
         # Requests go to runners that Ray has placed: one that is not placed may never be.
         self.waiting: list[LaunchRequest] = []
-        self.starting: dict[Any, Any] = {}  # pending ready() -> its runner
-        self.idle: list[Any] = []
+        self.starting: dict[Any, tuple[int, Any]] = {}  # pending ready() -> number of devices, runner
+        self.idle: list[tuple[int, Any]] = []  # (number of devices, runner)
         self.running: dict[Any, tuple[LaunchRequest, Any]] = {}  # pending run() -> its request and runner
         self.cancelled: set[str] = set()  # waiting jobs to stop as soon as they run
 
@@ -102,15 +105,33 @@ class Ray:
                 f"launcher=ray: a run needs {self.num_cpus:g} cores and {self.num_gpus:g} GPUs, and the cluster has "
                 f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}\n    try: launcher.num_cpus=1 launcher.num_gpus=0"
             )
-        self.runner = self.ray.remote(Runner).options(
-            num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_restarts=0, max_task_retries=0
-        )
+        self.runner = self.ray.remote(Runner)
 
     def submit(self, order: LaunchRequest) -> None:
         # Ray reserves whole GPUs, or places as many runs on one as their shares fit.
         reserved = {"together": max(1, int(1 / self.num_gpus))} if self.num_gpus else {}
+        self._refuse_too_large(order.devices)
         self.waiting.append(replace(order, **reserved))
         self._send()
+
+    def _needs(self, devices: int) -> dict[str, float]:
+        """Resources of a run, in Ray's names."""
+        gpus = self.num_gpus if devices == 1 else ceil(self.num_gpus)
+        return {"CPU": devices * self.num_cpus, "GPU": devices * gpus}
+
+    def _refuse_too_large(self, devices: int) -> None:
+        """Raise UserError for a run of several devices that fits no node: Ray would wait for one forever."""
+        needs = self._needs(devices)
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        fitting = [min(node.get(what, 0) / amount for what, amount in needs.items() if amount) for node in nodes]
+        if devices > 1 and nodes and max(fitting) < 1:
+            own = self.workers and self.address is None  # this process has started a cluster of so many devices
+            instead = f", or launcher.workers={devices}" if own else ""
+            raise UserError(
+                f"launcher=ray: the ranks of a run with trainer.devices={devices} are on one node, so it needs "
+                f"{needs['CPU']:g} cores and {needs['GPU']:g} GPUs there, and no node of the cluster has them\n"
+                f"    try: trainer.devices={max(1, int(devices * max(fitting)))}{instead}"
+            )
 
     def cancel(self, job: str) -> None:
         for order, runner in self.running.values():
@@ -141,36 +162,50 @@ class Ray:
         while self.running and time.monotonic() < deadline:
             with suppress(EnvironmentFault):
                 self.poll(1.0)
-        for runner in (*self.idle, *self.starting.values(), *(runner for _, runner in self.running.values())):
+        for _, runner in (*self.idle, *self.starting.values(), *self.running.values()):
             self.ray.kill(runner)
         self.idle, self.starting, self.running = [], {}, {}
         self._disconnect()
 
     def _send(self) -> None:
-        """Give waiting requests to idle runners, and ask Ray for more runners if some still wait."""
-        while self.waiting and self.idle:
-            runner = self.idle.pop()
-            order = self.waiting.pop(0)
-            self.running[runner.run.remote(order)] = order, runner
+        """Give waiting requests to idle runners of their size, and ask Ray for more runners if some still wait."""
+        for order in list(self.waiting):
+            idle = next((pair for pair in self.idle if pair[0] == order.devices), None)
+            if idle is None:
+                continue
+            self.idle.remove(idle)
+            self.waiting.remove(order)
+            self.running[idle[1].run.remote(order)] = order, idle[1]
             if order.job in self.cancelled:
                 self.cancelled.remove(order.job)
-                runner.cancel.remote(order.job)
-        threads = max(1, int(self.num_cpus))
-        while len(self.starting) < min(len(self.waiting), self.slots - len(self.running)):
-            runner = self.runner.remote(self.work, threads, self.timeout, Path.cwd())
-            self.starting[runner.ready.remote()] = runner
+                idle[1].cancel.remote(order.job)
+        if self.waiting:  # idle runners that are left have another size, and hold what those that wait need
+            for _, runner in self.idle:
+                self.ray.kill(runner)
+            self.idle = []
+        wanted = Counter(order.devices for order in self.waiting) - Counter(n for n, _ in self.starting.values())
+        for devices in wanted.elements():
+            held = [n for n, _ in self.starting.values()] + [order.devices for order, _ in self.running.values()]
+            if not held or sum(held) + devices <= self.slots:
+                self._start_runner(devices)
+
+    def _start_runner(self, devices: int) -> None:
+        needs, threads = self._needs(devices), max(1, int(self.num_cpus))
+        options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_restarts": 0, "max_task_retries": 0}
+        runner = self.runner.options(**options).remote(self.work, threads, self.timeout, Path.cwd())
+        self.starting[runner.ready.remote()] = devices, runner
 
     def _started(self, call: Any) -> None:
         """Mark the runner of a completed ready() as idle; if its node died first, _send() asks for another one."""
-        runner = self.starting.pop(call, None)
-        if runner is None:
+        started = self.starting.pop(call, None)
+        if started is None:
             return
         try:
             self.ray.get(call)
         except self.ray.exceptions.RayError as error:
             self._raise_if_permanent(error)
         else:
-            self.idle.append(runner)
+            self.idle.append(started)
 
     def _raise_if_permanent(self, error: Any) -> None:
         """Raise EnvironmentFault if the error would occur in every run."""
@@ -187,7 +222,7 @@ class Ray:
         except self.ray.exceptions.RayError as error:
             self._raise_if_permanent(error)
             return LaunchOutcome(order, "lost")
-        self.idle.append(runner)
+        self.idle.append((order.devices, runner))
         return end
 
     def _connect(self) -> None:

@@ -57,6 +57,7 @@ def run_on_node(work: Work, order: LaunchRequest, threads: int, timeout: float |
 class Slurm:
     """One Slurm job per run, through submitit; runs that are submitted together form a job array.
 
+    A run of n devices (`trainer.devices`) has one task with n times the cores, GPUs and memory, which starts its ranks.
     The study's folder must be on a disk that all nodes share.  A run that reaches its time limit or is preempted saves
     a checkpoint and is submitted again.
 
@@ -74,12 +75,14 @@ class Slurm:
             Literal["slurm", "local", "debug"],
             "slurm: a cluster; local: processes on this machine; debug: one run after the other in this process",
         ] = "slurm",
-        workers: Annotated[int | None, Positive, "runs at a time; null: 100 with Slurm, else cores / cpus"] = None,
+        workers: Annotated[
+            int | None, Positive, "devices in use at a time; null: 100, on this machine cores / cpus"
+        ] = None,
         partition: Annotated[str | None, "Slurm partition; null: the cluster's default"] = None,
         time: Annotated[int, Positive, "time limit of a job in minutes; a longer run continues in another job"] = 240,
-        cpus: Annotated[int, Positive, "cores of a run, and its number of threads"] = 1,
-        gpus: Annotated[int, NonNegative, "GPUs of a run"] = 0,
-        memory: Annotated[float, Positive, "memory of a run in GB"] = 8.0,
+        cpus: Annotated[int, Positive, "cores of a device of a run, and its number of threads"] = 1,
+        gpus: Annotated[int, NonNegative, "GPUs of a device of a run"] = 0,
+        memory: Annotated[float, Positive, "memory of a device of a run in GB"] = 8.0,
         timeout: Seconds = None,
     ) -> None:
         self.work, self.cluster, self.timeout, self.partition = work, cluster, timeout, partition
@@ -91,7 +94,7 @@ class Slurm:
 
     def start(self) -> None:
         self.submitit = _submitit()
-        self.executor: Any = None
+        self.executors: dict[int, Any] = {}  # by number of devices
 
     def submit(self, order: LaunchRequest) -> None:
         self.waiting.append(order)  # until the next poll, so that requests made together become one job array
@@ -124,26 +127,31 @@ class Slurm:
             self.poll(POLL_INTERVAL)
 
     def _send(self) -> None:
-        """Submit the waiting requests, with Slurm as one job array."""
-        if not self.waiting:
-            return
-        self.executor = self.executor or self._executor(Path(self.waiting[0].folder))
+        """Submit the waiting requests, with Slurm as one job array for each number of devices."""
         orders, self.waiting = self.waiting, []
+        for devices in dict.fromkeys(order.devices for order in orders):
+            self._send_array([order for order in orders if order.devices == devices], devices)
+
+    def _send_array(self, orders: Sequence[LaunchRequest], devices: int) -> None:
+        if devices not in self.executors:
+            self.executors[devices] = self._executor(Path(orders[0].folder), devices)
+        executor = self.executors[devices]
         listen = self.cluster != "debug"  # with debug the run is executed in this process, which has its own handlers
         with ExitStack() as stack:
             if self.cluster == "slurm":
-                stack.enter_context(self.executor.batch())
-            jobs = [self.executor.submit(run_on_node, self.work, o, self.cpus, self.timeout, listen) for o in orders]
+                stack.enter_context(executor.batch())
+            jobs = [executor.submit(run_on_node, self.work, o, self.cpus, self.timeout, listen) for o in orders]
         self.running |= {order.job: (order, submitted) for order, submitted in zip(orders, jobs, strict=True)}
 
-    def _executor(self, study: Path) -> Any:
+    def _executor(self, study: Path, devices: int) -> Any:
         try:
             executor = self.submitit.AutoExecutor(study / FOLDER, self.cluster)
         except RuntimeError as error:
             raise UserError(f"launcher=slurm: {error}\n    try: launcher.cluster=local") from None
         executor.update_parameters(
-            name="ablatio", timeout_min=self.time, cpus_per_task=self.cpus, gpus_per_node=self.gpus,
-            mem_gb=self.memory, slurm_partition=self.partition, slurm_array_parallelism=self.slots,
+            name="ablatio", timeout_min=self.time, cpus_per_task=devices * self.cpus,
+            gpus_per_node=devices * self.gpus, mem_gb=devices * self.memory, slurm_partition=self.partition,
+            slurm_array_parallelism=max(1, self.slots // devices),
         )  # fmt: skip
         return executor
 

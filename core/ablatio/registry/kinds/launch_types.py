@@ -11,8 +11,9 @@ GPU_RUNS = "ABLATIO_GPU_RUNS"  # environment variable of a run: number of runs t
 class LaunchRequest:
     """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger.
 
-    devices   number of devices that the run uses on its machine
+    devices   number of devices that the run uses on its machine; GPUs of a run of several are its own
     together  largest number of runs that may be executed at the same time, this one included
+    on_cpu    True if the run asks for no GPU
     """
 
     folder: str
@@ -21,6 +22,7 @@ class LaunchRequest:
     offset: int
     devices: int = 1
     together: int = 1
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Launcher(Protocol):
     cancel(job)    ask one run to stop
     stop()         called last: ask the runs to write a checkpoint and return when they have ended
 
-    slots          attribute: number of jobs that run at the same time
+    slots          attribute: number of devices that the runs use at the same time
 
     Facts:
     replaces       launchers of Hydra whose work this one does, for errors: "NAME", or "NAME SETTING"

@@ -1,0 +1,83 @@
+"""The largest model of a config's shape that fits the memory of its devices: with more layers, or wider ones."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from ablatio.config.schema import check
+from ablatio.training.memory_per_device import memory_per_device
+from ablatio.training.run_spec import RunSpec
+
+MOST = 10_000  # layers or heads: those of an empty part would fit without end
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Settings of a model that fits, its parameters, and the bytes that each device needs at its peak."""
+
+    settings: Mapping[str, int]  # by key, such as model.n_layers
+    parameters: int
+    bytes: int
+
+
+def deepest(config: Mapping[str, Any], room: float) -> Fitting | None:
+    """The largest model.n_layers at the config's width whose training takes `room` bytes on a device; None if no one.
+
+    Weights, gradients, optimizer state, activations of the batch and buffers count, as `memory_per_device` gives them.
+    """
+    return _largest(config, lambda layers: {"model.n_layers": layers}, room, degree=1)
+
+
+def widest(config: Mapping[str, Any], room: float) -> Fitting | None:
+    """The largest model.n_heads at the config's depth; heads keep their width, d_ff and key heads their ratio to them.
+
+    The number of heads grows in the smallest steps, fractions of the config's own number, that its parts and strategy
+    allow.
+    """
+    sizes = {f"model.{name}": config["model"][name] for name in ("n_heads", "d_model", "d_ff")}
+    sizes["attention.n_kv_heads"] = config["attention"].get("n_kv_heads")
+    heads = int(sizes["model.n_heads"])
+
+    def scaled(count: int) -> dict[str, int]:
+        return {name: int(size) * count // heads for name, size in sizes.items() if size}
+
+    fractions = [n for n in range(1, heads + 1) if heads % n == 0]
+    step = next((n for n in fractions if not _problems(config, scaled(heads + n))), heads)
+    return _largest(config, lambda steps: scaled(steps * step), room, degree=2)
+
+
+def _largest(
+    config: Mapping[str, Any], sizes: Callable[[int], dict[str, int]], room: float, degree: int
+) -> Fitting | None:
+    """The model of the largest number whose `sizes` fit; memory grows with the number, about as its power `degree`.
+
+    Each guess comes from the memory of the last one: a search by halves would build many models that are too large.
+    """
+    low, high, guess, best = 0, MOST, 1, None
+    while high - low > 1:
+        # Some numbers are none: heads that a strategy does not divide.  The next one below, else above, is taken.
+        near = chain(range(guess, low, -1), range(guess + 1, high))
+        number = next((n for n in near if not _problems(config, sizes(n))), None)
+        if number is None:
+            break
+        spec = RunSpec(_with(config, sizes(number)))
+        found = Fitting(sizes(number), spec.size.parameters, memory_per_device(spec).total)
+        if found.bytes <= room:
+            low, best = number, found
+        else:
+            high = number
+        guess = min(max(int(number * (room / found.bytes) ** (1 / degree)), low + 1), high - 1)
+    return best
+
+
+def _with(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    found = {**config, "model": dict(config["model"]), "attention": dict(config["attention"])}
+    for name, size in sizes.items():
+        section, _, key = name.partition(".")
+        found[section][key] = size
+    return found
+
+
+def _problems(config: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    return bool(check(_with(config, sizes)))
