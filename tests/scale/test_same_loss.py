@@ -157,6 +157,19 @@ def test_further_divided(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.long
+def test_a_stage_between(tmp_path: Path) -> None:
+    """Of three stages the second has neither embedding nor head; first and last sum the gradients of a tied matrix."""
+    one = {
+        "tied": ("model.n_layers=4", "position=t5", "train.batch_size=6", "stabilizer=[clip,ema]"),
+        "moe": (*USUAL["moe"], "model.n_layers=3", "model.tied=false"),
+    }
+    two = {"tied": one["tied"], "moe": (*one["moe"], WHOLE)}
+    train(tmp_path / "one", one)
+    train(tmp_path / "three", two, "strategy=pipeline", "trainer.devices=3", ranks=3)
+    compare(tmp_path / "one", tmp_path / "three", one)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_further_tasks_and_parts(tmp_path: Path, strategy: str) -> None:
     same_on_two_ranks(tmp_path, FURTHER, f"strategy={strategy}")

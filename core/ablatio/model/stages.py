@@ -13,6 +13,7 @@ from ablatio.errors import UserError
 from ablatio.model.context import Context, Record
 from ablatio.model.example import Example, Loss, joined
 from ablatio.model.language_model import total_weight
+from ablatio.model.strategy import Pass
 
 Place = tuple[nn.Module, str]
 
@@ -35,11 +36,10 @@ class Stage(nn.Module):
     `feed` gives the examples, one for each call of `forward`; `taken` is what these calls have found.
     """
 
-    def __init__(self, step: nn.Module, number: int, count: int) -> None:
+    def __init__(self, step: Pass, number: int, count: int) -> None:
         super().__init__()
-        self.step = step
-        self.model: Any = step.model
-        self.stack: Any = self.model.model
+        model: Any = step.model
+        self.step, self.model, self.stack = step, model, model.model
         self.own = layer_ranges(len(self.stack.layers), count)[number]
         self.first, self.last = number == 0, number == count - 1
         held = [p for p in step.parameters() if p.is_floating_point() and not p.is_meta]
