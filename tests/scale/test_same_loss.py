@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.gangs import TINY, environment, rows
 
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import two_ranks
 from ablatio.training.gang import store_of_supervisor
 from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
 
@@ -154,6 +157,17 @@ def test_divided(tmp_path: Path, strategy: str) -> None:
 def test_further_divided(tmp_path: Path, strategy: str) -> None:
     cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER, "pipeline": LAYERS_FURTHER}[strategy]
     same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
+
+
+@pytest.mark.slow
+def test_steps_by_gpipe() -> None:
+    """Steps, gradient norms and checkpoint of one device; the contract suite has those of the default, 1f1b."""
+    one, found = two_ranks.one_device(), two_ranks.train(REGISTRIES["strategy"]["pipeline"], {"schedule": "gpipe"})
+    assert found.losses == pytest.approx(one.losses, abs=1e-5)
+    assert found.norms == pytest.approx(one.norms, rel=1e-5)
+    assert found.tensors.keys() == one.tensors.keys()
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.long
