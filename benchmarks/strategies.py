@@ -1,6 +1,6 @@
 """Two ranks on CPU cores against one device, for each strategy: CPU time, bytes sent and memory of a rank.
 
-    python benchmarks/strategies.py [--turns 3] [--steps 2] [--json FILE]
+    python benchmarks/strategies.py [--turns 3] [--steps 2] [--only NAME ...] [--json FILE]
 
 A step is forward, loss, backward, gradient norm and fused AdamW on 16 rows of 128 random ids; width 256, 6 layers,
 4 heads, tied embeddings.  One device and the pairs of ranks wait in processes of one thread and take turns (A B A B).
@@ -8,6 +8,7 @@ A step is forward, loss, backward, gradient norm and fused AdamW on 16 rows of 1
 cpu     median over the turns of a rank's CPU time (mean of both) / one device's in the same turn
 sent    bytes that a rank sends in a step, counted by TCP, / formula
 memory  peak of a rank in its steps, above the process before the model was built, / formula of the strategy
+idle    of a pipeline: share of the passes of a step in which a stage does not compute (mean of both) / formula
 """
 
 import argparse
@@ -21,7 +22,7 @@ import statistics
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ BUCKET_MB = 4.0
 PARTS: dict[str, dict[str, Any]] = {
     "ddp": {"bucket_mb": BUCKET_MB}, "fsdp": {},
     "zero1": {"bucket_mb": BUCKET_MB}, "zero2": {"bucket_mb": BUCKET_MB}, "zero3": {"bucket_mb": BUCKET_MB},
+    "pipeline 1f1b": {"schedule": "1f1b", "microbatches": 8},
+    "pipeline gpipe": {"schedule": "gpipe", "microbatches": 8},
+    "pipeline of 2": {"schedule": "1f1b", "microbatches": 2},
 }  # fmt: skip
 # Imported before the processes are forked, so that no library is counted as memory of a strategy.
 PRELOADED = [
@@ -71,10 +75,46 @@ def rank_main(pipe: Connection, name: str | None, rank: int, port: int) -> None:
     if name is None:
         _serve(pipe, Strategy(Ranks()), Ranks())
         return
+    part = strategy_of(name)
+    splits = REGISTRIES["strategy"][part].facts["splits"]
     place = Place(rank, WORLD, rank, WORLD, "127.0.0.1", port)
     os.environ.update({STORE_OF_SUPERVISOR: "1", **place.to_environment()})
-    with joined(place, torch.device("cpu"), 300.0) as ranks, using(ranks):
-        _serve(pipe, REGISTRIES["strategy"].build(name, PARTS[name], ranks=ranks), ranks)
+    with joined(place, torch.device("cpu"), 300.0, splits) as ranks, using(ranks):
+        _serve(pipe, REGISTRIES["strategy"].build(part, PARTS[name], ranks=ranks), ranks)
+
+
+def strategy_of(name: str) -> str:
+    """The strategy of a row of the table: `pipeline gpipe` is a pipeline."""
+    return name.split()[0]
+
+
+class Busy:
+    """Seconds in which the stage of a pipeline computes, and those of whole passes."""
+
+    def __init__(self) -> None:
+        self.computing = self.passing = 0.0
+
+    def watch(self) -> None:
+        """Measure the passes of all stages of this process from now on."""
+        from torch.distributed.pipelining import PipelineStage
+
+        for name in ("forward_one_chunk", "backward_one_chunk"):
+            setattr(PipelineStage, name, self._timed(getattr(PipelineStage, name)))
+
+    def _timed(self, compute: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return compute(*args, **kwargs)
+            finally:
+                self.computing += time.monotonic() - start
+
+        return timed
+
+    @property
+    def idle(self) -> float:
+        """Share of the passes in which the stage waits."""
+        return 1 - self.computing / self.passing if self.passing and self.computing else 0.0
 
 
 def _serve(pipe: Connection, strategy: Any, ranks: Any) -> None:
@@ -98,11 +138,15 @@ def _serve(pipe: Connection, strategy: Any, ranks: Any) -> None:
             lambda groups: REGISTRIES["optimizer"].build("adamw", {}, groups=groups), groups_by_role(net), "entry"
         )
     )
-    draws = torch.Generator().manual_seed(0)
+    draws, busy = torch.Generator().manual_seed(0), Busy()
+    if hasattr(strategy, "stage"):
+        busy.watch()
 
     def step() -> None:
         ids = torch.randint(VOCAB, (ROWS, SIZES["max_len"] + 1), generator=draws)
+        start = time.monotonic()
         loss = strategy.loss(Example(ids[:, :-1], ids[:, 1:]).rows(ranks), True)
+        busy.passing += time.monotonic() - start
         strategy.zero_grad(optimizer)
         strategy.backward(loss.total / (ROWS * SIZES["max_len"]), True)
         strategy.gradient_norm(parameters)
@@ -115,12 +159,13 @@ def _serve(pipe: Connection, strategy: Any, ranks: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
     pipe.send("ready")
     while (steps := pipe.recv()) is not None:
-        sent, cpu = bytes_sent(), time.process_time()
+        sent, cpu, busy.computing, busy.passing = bytes_sent(), time.process_time(), 0.0, 0.0
         for _ in range(steps):
             step()
         cpu = (time.process_time() - cpu) / steps
         ranks.wait()  # what was sent has arrived
-        pipe.send({"cpu": cpu, "sent": (bytes_sent() - sent) / steps, "memory": (status_kb("VmHWM") - before) * 1024})
+        sent, memory = (bytes_sent() - sent) / steps, (status_kb("VmHWM") - before) * 1024
+        pipe.send({"cpu": cpu, "sent": sent, "memory": memory, "idle": busy.idle})
 
 
 @contextlib.contextmanager
@@ -151,11 +196,12 @@ def asked(pipes: list[Connection], steps: int) -> list[dict[str, float]]:
     return [pipe.recv() for pipe in pipes]
 
 
-def formulas() -> dict[str, dict[str, float]]:
-    """Bytes that a rank sends in a step, and its memory, for one device (key `one`) and each strategy.
+def formulas(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Bytes that a rank sends in a step, its memory and its idle time, for one device (key `one`) and each strategy.
 
     A sum of s bytes that all n ranks get sends 2 s (n - 1) / n, and parts that all get s (n - 1) / n.  A sum of which
     each rank gets its part would send that too; gloo makes the whole sum, and so does DeepSpeed in zero1 and zero2.
+    A stage sends the states of all rows, or their gradients, and its part of the sum of the tied matrix's gradients.
     """
     import torch
 
@@ -174,8 +220,9 @@ def formulas() -> dict[str, dict[str, float]]:
     layers = [sum(p.numel() * 4 for p in layer.parameters()) for layer in layers_of(net)]
     outside = found.weights - sum(layers)
     one = DeviceMemory(
-        found.weights, found.gradients, 2 * found.weights, 0, (found.activations or 0) * ROWS, max(layers), outside
-    )
+        found.weights, found.gradients, 2 * found.weights, 0, (found.activations or 0) * ROWS, max(layers), outside,
+        layers=tuple(layers), rows=ROWS,
+    )  # fmt: skip
     parts = (WORLD - 1) / WORLD * one.weights  # all get the parts of all weights
     total = 2 * parts
     sends = {
@@ -185,16 +232,23 @@ def formulas() -> dict[str, dict[str, float]]:
         "zero2": total + parts,
         "zero3": total + 2 * parts,  # at most: layers that are still whole when they are wanted again are not sent
     }
-    made = {name: REGISTRIES["strategy"].build(name, knobs, ranks=PlannedRanks(WORLD)) for name, knobs in PARTS.items()}
-    memory = {name: strategy.memory(one, "entry").total for name, strategy in made.items()}  # type: ignore[attr-defined]
-    return {"one": {"sent": 0, "memory": one.total}} | {
-        name: {"sent": sends[name], "memory": memory[name]} for name in PARTS
-    }
+    states = 4 * ROWS * SIZES["max_len"] * SIZES["d_model"]
+    sends["pipeline"] = states * (WORLD - 1) * 2 / WORLD + 4 * VOCAB * SIZES["d_model"]
+    wanted: dict[str, dict[str, float]] = {"one": {"sent": 0, "memory": one.total, "idle": 0}}
+    for name in names:
+        strategy: Any = REGISTRIES["strategy"].build(strategy_of(name), PARTS[name], ranks=PlannedRanks(WORLD))
+        count = PARTS[name].get("microbatches", 0)
+        wanted[name] = {
+            "sent": sends[strategy_of(name)],
+            "memory": strategy.memory(one, "entry").total,
+            "idle": (WORLD - 1) / (count + WORLD - 1) if count else 0,
+        }
+    return wanted
 
 
-def compare(turns: int, steps: int) -> dict[str, Any]:
+def compare(names: Sequence[str], turns: int, steps: int) -> dict[str, Any]:
     """Let one device and the strategies take turns."""
-    seen: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("one", *PARTS)}
+    seen: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("one", *names)}
     with contextlib.ExitStack() as stack:
         gangs = {name: stack.enter_context(gang(None if name == "one" else name)) for name in seen}
         for pipes in gangs.values():
@@ -213,6 +267,7 @@ def _summary(found: list[list[dict[str, float]]], one: list[list[dict[str, float
         "cpu": statistics.median(cpu / alone[0]["cpu"] for cpu, alone in zip(cpus, one, strict=True)),
         "sent_bytes": statistics.median(statistics.mean(rank["sent"] for rank in turn) for turn in found),
         "memory_bytes": max(rank["memory"] for turn in found for rank in turn),
+        "idle": statistics.median(statistics.mean(rank["idle"] for rank in turn) for turn in found),
     }
 
 
@@ -220,14 +275,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="NAME", help="rows of the table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCH_CPP_LOG_LEVEL": "ERROR"})
     start, load = time.monotonic(), os.getloadavg()[0]
     mp.set_forkserver_preload(PRELOADED)
-    figures, wanted = compare(args.turns, args.steps), formulas()
+    figures, wanted = compare(args.only, args.turns, args.steps), formulas(args.only)
     for name, row in figures.items():
-        row |= {"sent_formula": wanted[name]["sent"], "memory_formula": wanted[name]["memory"]}
+        row |= {f"{what}_formula": value for what, value in wanted[name].items()}
     show(figures)
     if args.json:
         import torch
@@ -241,15 +297,16 @@ def main() -> None:
 
 def show(figures: Mapping[str, Mapping[str, float]]) -> None:
     """Print a table in Markdown."""
-    print("| | CPU s / step | / one device | MB sent | / formula | peak MB | / formula |")
-    print("|---" * 7 + "|")
+    print("| | CPU s / step | / one device | MB sent | / formula | peak MB | / formula | idle | formula |")
+    print("|---" * 9 + "|")
     for name, row in figures.items():
         sent = f"{row['sent_bytes'] / row['sent_formula']:.2f}" if row["sent_formula"] else ""
         cells = (
             f"{row['cpu_seconds']:.3f}", f"{row['cpu']:.2f}", f"{row['sent_bytes'] / 1e6:.1f}", sent,
             f"{row['memory_bytes'] / 1e6:.0f}", f"{row['memory_bytes'] / row['memory_formula']:.2f}",
         )  # fmt: skip
-        print(f"| {name} | {' | '.join(cells)} |")
+        idle = (f"{row['idle']:.2f}", f"{row['idle_formula']:.2f}") if row["idle_formula"] else ("", "")
+        print(f"| {name} | {' | '.join((*cells, *idle))} |")
 
 
 if __name__ == "__main__":

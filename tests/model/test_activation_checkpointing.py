@@ -165,7 +165,7 @@ def test_backward_by_hand_from_the_stored_streams(segment: int) -> None:
     """The backward pass reads only the streams before the segments: apply the chain rule to each layer by hand."""
     model = tiny_models.model(n_layers=5).double()
     layers, tokens = list(model.model.layers), tiny_models.tokens(B, T)
-    ctx = model.model._contexts(tokens, None, None, torch.float64, None, None, None)[0]
+    ctx = model.model.contexts(tokens, None, None, torch.float64, None, None, None)[0]
     x, kept, direction = torch.randn(B, T, D).double(), [], torch.randn(B, T, D).double()
     with torch.no_grad():
         for number, layer in enumerate(layers):
@@ -206,7 +206,7 @@ def test_only_streams_between_segments_are_stored(segment: int) -> None:
 
 
 def _context(model: LanguageModel) -> Any:
-    return model.model._contexts(tiny_models.tokens(B, T), None, None, torch.float32, None, None, None)
+    return model.model.contexts(tiny_models.tokens(B, T), None, None, torch.float32, None, None, None)
 
 
 @pytest.mark.slow

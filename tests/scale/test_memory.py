@@ -39,6 +39,19 @@ def test_size_divides_by_strategy(capsys: pytest.CaptureFixture[str]) -> None:
         size_command([*TINY, "--flops", "0"])
 
 
+def test_size_of_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 4 layers each stage has 2, and all that is in no layer; 1f1b stores 2 of 8 microbatches, gpipe all."""
+    words = ("model.n_layers=4", "trainer.devices=2", "strategy=pipeline", "strategy.microbatches=8")
+    layer = (sizes(capsys, "model.n_layers=4")["weights"] - sizes(capsys, "model.n_layers=2")["weights"]) // 2  # type: ignore[operator]
+    found = {name: sizes(capsys, *words, f"strategy.schedule={name}") for name in ("gpipe", "1f1b")}
+    stored = {name: one["device"]["activations"] for name, one in found.items()}  # type: ignore[index]
+    whole = found["gpipe"]
+    assert whole["device"]["weights"] == whole["weights"] - 2 * layer  # type: ignore[index,operator]
+    assert whole["device"]["optimizer"] == pytest.approx(2 * whole["device"]["weights"], rel=0.01)  # type: ignore[index]
+    assert stored["gpipe"] == pytest.approx(8 * whole["activations"] / 2, rel=0.01)  # type: ignore[operator]
+    assert stored["1f1b"] == pytest.approx(stored["gpipe"] * 2 / 8, rel=0.01)
+
+
 def test_refused_by_what_a_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """With adamw, ddp needs 4 times the weights on each of two devices, and zero2 2.5 times."""
 

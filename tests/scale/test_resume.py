@@ -24,6 +24,7 @@ def back_to(folder: Path, step: int) -> None:
         pytest.param("fsdp", "[clip,ema]", marks=pytest.mark.long),
         pytest.param("tensor", "[clip,ema]", marks=pytest.mark.long),
         pytest.param("context", "[clip,ema]", marks=pytest.mark.long),
+        pytest.param("pipeline", "[clip,ema]", marks=pytest.mark.long),
         pytest.param("zero2", "[clip,ema]", marks=pytest.mark.long),
         pytest.param("zero3", "[clip]", marks=pytest.mark.long),
     ],

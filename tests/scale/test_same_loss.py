@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.gangs import TINY, environment, rows
 
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import two_ranks
 from ablatio.training.gang import store_of_supervisor
 from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
 
@@ -66,6 +69,27 @@ TOKENS_FURTHER = {
     "sliding": ("attention=sliding", "attention.window=8", "position=transformer_xl"),
     "long": ("model.max_len=1100", "train.batch_size=1", "train.steps=3", "position=t5", "train.log_every=1"),
 }
+WHOLE = "strategy.microbatches=1"  # for parts that depend on the whole batch
+LAYERS: dict[str, Sequence[str]] = {
+    "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]"),
+    "sft": (*FURTHER["sft"], "train.batch_size=6", "model.n_layers=3", "strategy.schedule=gpipe"),
+}
+LAYERS_FURTHER = {
+    **{name: FURTHER[name] for name in ("tied_off", "multi_token", "recomputed", "lora", "frozen")},
+    **{name: DIVIDED_FURTHER[name] for name in ("unit_weights", "held")},
+    "masked_lm": (*USUAL["masked_lm"], "position=t5"),  # each stage has a part of the gradient of the position's table
+    "moe": (*USUAL["moe"], WHOLE),
+    "biased_moe": (*FURTHER["biased_moe"], "train.accumulate=2", WHOLE),
+    "prefix_lm": ("architecture=prefix", "objective=prefix_lm", "strategy.microbatches=2"),
+    "muon": TOKENS_FURTHER["packed_sft"],
+    "streams": ("placement=hyper_connections", "model.n_layers=3", "strategy.schedule=gpipe"),
+    "quantized": ("peft=lora", "quantization=int8"),
+    "schedule_free": ("optimizer=schedule_free", "schedule=constant", "schedule.warmup=0"),
+    "ramp": (
+        "stabilizer=[batch_ramp,clip]",
+        "stabilizer.batch_ramp.tokens=600",
+    ),  # rows that microbatches do not divide
+}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -94,8 +118,8 @@ def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, rank
 
 
 def same_on_two_ranks(folder: Path, cases: Mapping[str, Sequence[str]], strategy: str) -> None:
-    """Each case has the metrics of one device on two, with this strategy."""
-    train(folder / "one", cases)
+    """Each case has the metrics of one device on two, with this strategy; one device knows none of its settings."""
+    train(folder / "one", {name: [w for w in words if "strategy." not in w] for name, words in cases.items()})
     train(folder / "two", cases, strategy, "trainer.devices=2", ranks=2)
     compare(folder / "one", folder / "two", cases)
 
@@ -121,18 +145,42 @@ def test_tasks(tmp_path: Path, strategy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("strategy", ["tensor", "context"])
+@pytest.mark.parametrize("strategy", ["tensor", "context", "pipeline"])
 def test_divided(tmp_path: Path, strategy: str) -> None:
-    """Every device has all rows: some heads and features of each layer, or some tokens of each row."""
-    cases = {"tensor": DIVIDED, "context": TOKENS}[strategy]
+    """Every device has all rows: some heads and features of each layer, some tokens of each row, or some layers."""
+    cases = {"tensor": DIVIDED, "context": TOKENS, "pipeline": LAYERS}[strategy]
     same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["tensor", "context"])
+@pytest.mark.parametrize("strategy", ["tensor", "context", "pipeline"])
 def test_further_divided(tmp_path: Path, strategy: str) -> None:
-    cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER}[strategy]
+    cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER, "pipeline": LAYERS_FURTHER}[strategy]
     same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
+
+
+@pytest.mark.slow
+def test_steps_by_gpipe() -> None:
+    """Steps, gradient norms and checkpoint of one device; the contract suite has those of the default, 1f1b."""
+    one, found = two_ranks.one_device(), two_ranks.train(REGISTRIES["strategy"]["pipeline"], {"schedule": "gpipe"})
+    assert found.losses == pytest.approx(one.losses, abs=1e-5)
+    assert found.norms == pytest.approx(one.norms, rel=1e-5)
+    assert found.tensors.keys() == one.tensors.keys()
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.long
+def test_a_stage_between(tmp_path: Path) -> None:
+    """Of three stages the second has neither embedding nor head; first and last sum the gradients of a tied matrix."""
+    one = {
+        "tied": ("model.n_layers=4", "position=t5", "train.batch_size=6", "stabilizer=[clip,ema]"),
+        "moe": (*USUAL["moe"], "model.n_layers=3", "model.tied=false"),
+    }
+    two = {"tied": one["tied"], "moe": (*one["moe"], WHOLE)}
+    train(tmp_path / "one", one)
+    train(tmp_path / "three", two, "strategy=pipeline", "trainer.devices=3", ranks=3)
+    compare(tmp_path / "one", tmp_path / "three", one)
 
 
 @pytest.mark.long

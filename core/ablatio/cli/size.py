@@ -137,7 +137,7 @@ def _each_device(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[tu
         *([("", bytes_text(memory["beside"]), "reference")] if memory["beside"] else []),
         ("", bytes_text(memory["gradients"]), "gradients"),
         ("", bytes_text(memory["optimizer"]), "optimizer"),
-        ("", bytes_text(memory["activations"]), "activations of its rows"),
+        ("", bytes_text(memory["activations"]), "activations"),
         ("", bytes_text(memory["buffers"]), "what is sent, and weights that are whole for a while"),
     ]
     return lines + ([("", bytes_text(memory["host"]), "more in the memory of the host")] if memory["host"] else [])

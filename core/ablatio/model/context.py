@@ -152,6 +152,11 @@ class Context:
         """Return what one layer hands on to later ones for `key`, such as a skip; the first to ask makes it."""
         return self._passed_on.once(key, make)
 
+    @property
+    def handed_on(self) -> bool:
+        """True if a layer has left something through `passed_on`, `hand_values` or `hand_inputs` in this pass."""
+        return bool(self._passed_on.values)
+
     def hand_values(self, layer: int, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Let the attention of a layer change its values: (v, x) -> v, (B, T, H_kv * d_head), x its input (B, T, D)."""
         self._passed_on.values["values", layer] = change

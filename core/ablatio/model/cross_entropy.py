@@ -225,6 +225,8 @@ def linear_cross_entropy(
         hidden, weight = hidden.detach(), weight.detach()
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
     rows = None
+    if tie is not None and tie.rows is None:
+        tie = None  # the embedding is not in this pass, as on the last of several stages
     if tie is not None:
         rows, tie.rows = tie.rows, None  # breaks the reference cycle rows -> its graph node -> tie -> rows
     chunk = chunk or block_rows(len(weight), hidden.device)

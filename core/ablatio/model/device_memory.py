@@ -14,6 +14,8 @@ class DeviceMemory:
     activations  stored for the backward pass of the rows of a batch
     layer        weights of the largest layer, a part of `weights`
     outside      weights outside of layers (embedding, head), a part of `weights`
+    layers       weights of each layer, in order; (): not known
+    rows         rows of a batch that the activations are of; 0: not known
     buffers      copies that a strategy makes: what it sends, and weights that are whole for a while
     host         memory of the host
     """
@@ -25,6 +27,8 @@ class DeviceMemory:
     activations: int
     layer: int
     outside: int
+    layers: tuple[int, ...] = ()
+    rows: int = 0
     buffers: int = 0
     host: int = 0
 

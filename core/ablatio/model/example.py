@@ -49,9 +49,13 @@ class Example:
 
     def rows(self, ranks: Ranks) -> "Example":
         """The rows of one rank."""
+        return replace(self.part(ranks.rows(len(self.inputs))), joined_length=None)
+
+    def part(self, own: slice) -> "Example":
+        """The rows `own`; joined with their source they are as long as those of the whole batch."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
-        own = ranks.rows(len(self.inputs))
-        return replace(self, **{name: t[own] for name, t in held.items() if isinstance(t, Tensor)}, joined_length=None)
+        cut = {name: t[own] for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **cut, joined_length=_joined_length(self))
 
     def columns(self, own: slice) -> "Example":
         """The tokens `own` of each row, without those before them; only for rows without a source."""

@@ -25,6 +25,10 @@ def exchanged_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[
 
 def move_towards(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: float) -> None:
     """a <- a + share (w - a) in place, for each average of a weight: whole, or a part on each device."""
-    for kind in {type(average) for average in averages.values()}:  # torch's list functions take tensors of one kind
-        names = [name for name, average in averages.items() if type(average) is kind]
+
+    def kind(tensor: Tensor) -> object:
+        return type(tensor), tensor.device
+
+    for one in {kind(average) for average in averages.values()}:  # torch's list functions take tensors of one kind
+        names = [name for name, average in averages.items() if kind(average) == one]
         torch._foreach_lerp_([averages[name] for name in names], [weights[name] for name in names], share)

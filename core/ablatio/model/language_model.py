@@ -11,7 +11,7 @@ from ablatio.errors import UserError
 from ablatio.model.context import EncoderOutput, MaskKind, Record
 from ablatio.model.cross_entropy import Tie, linear_cross_entropy, scored_rows, token_scores
 from ablatio.model.dims import Side
-from ablatio.model.example import Example, Loss, joined
+from ablatio.model.example import Example, Joined, Loss, joined
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.matmul_backend import few_rows
 from ablatio.model.ranks import ranks
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 
 MIN_TOTAL_WEIGHT = 1e-6  # lower bound on the total target weight: avoids 0/0 for a batch without scored targets
+
+
+def total_weight(example: Example, like: Tensor) -> Tensor:
+    """Sum of the weights of an example's targets, (), in the dtype and on the device of `like`."""
+    if example.weights is None:
+        return like.new_full((), float(example.targets.numel()))
+    return example.weights.sum().clamp(min=MIN_TOTAL_WEIGHT).to(like.dtype)
 
 
 class _FurtherHead(nn.Linear):
@@ -126,9 +133,13 @@ class LanguageModel(nn.Module):
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         """Hidden states from which the targets are predicted: (B, T, D)."""
         row = joined(example)  # source and inputs in rows of L tokens
+        return row.of_inputs(self.states_of(row, record, tie), example.inputs.shape[1])
+
+    def states_of(self, row: Joined, record: Record | None = None, tie: Tie | None = None) -> Tensor:
+        """Hidden states of rows of L tokens: (B, L, D)."""
         opened = row.opened if self.opens else None
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
-        return row.of_inputs(states, example.inputs.shape[1])
+        return states
 
     def states(self, example: Example, record: Record, tie: Tie | None = None) -> list[Tensor]:
         """All hidden states for training, (B, T, D) each: for the targets, then for tokens further ahead."""
@@ -147,10 +158,7 @@ class LanguageModel(nn.Module):
         total = self._cross_entropy(hidden, example.targets, example.weights, tie)
         total = total if share == 1.0 else share * total
         total = total if beside is None else total + beside(hidden)
-        if example.weights is None:
-            count = total.new_full((), float(example.targets.numel()))
-        else:
-            count = example.weights.sum().clamp(min=MIN_TOTAL_WEIGHT).to(total.dtype)
+        count = total_weight(example, total)
         if example.further is not None:
             assert example.further_weights is not None
             # Logged separately, because the total also contains the tokens further ahead.

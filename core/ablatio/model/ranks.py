@@ -32,6 +32,11 @@ class Ranks:
         return self.rank * self.replicas // self.world
 
     @property
+    def stream(self) -> int:
+        """Number of the stream from which the forward pass draws: ranks that compute the same draw the same."""
+        return self.replica
+
+    @property
     def first(self) -> bool:
         """True on the rank that writes files and reports."""
         return self.rank == 0

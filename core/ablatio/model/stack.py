@@ -121,7 +121,7 @@ class Stack(nn.Module):
             virtual = VirtualTokensCache(self.virtual(self))
             cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, W)
-        contexts = self._contexts(tokens, segments, cache, x.dtype, opened, memory, record, tree)
+        contexts = self.contexts(tokens, segments, cache, x.dtype, opened, memory, record, tree)
         x = self.through(self.enter(x, tokens, contexts[0]), contexts, record)
         if cache is not None:
             cache.advance(tokens.shape[1])
@@ -144,7 +144,7 @@ class Stack(nn.Module):
         """Return each layer's keys and values, (H_kv, n, d_head), for embeddings (n, D) at the start of a text."""
         recording = RecordingCache()
         ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)  # only their shape is used
-        contexts = self._contexts(ids, None, recording, x.dtype, None, None, None)
+        contexts = self.contexts(ids, None, recording, x.dtype, None, None, None)
         self.through(x[None], [replace(ctx, tokens=None) for ctx in contexts])
         return recording.seen
 
@@ -153,17 +153,29 @@ class Stack(nn.Module):
 
         contexts: one for each position encoding of the stack, the run's own first
         """
+        x = self.between(self.begin(x, contexts[0]), contexts, range(len(self.layers) - 1))
+        return self.finish(x, contexts, record)
+
+    def begin(self, x: Tensor, ctx: Context) -> Tensor:
+        """Make what the first layer reads of the embeddings (B, T, D): a residual stream of the placement's shape."""
         if hasattr(self.position, "embed"):
-            x = self.position.embed(x, contexts[0].q_pos)
+            x = self.position.embed(x, ctx.q_pos)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = x if self.embedded is None else self.embedded(x)
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        x = x if self.stream is None else self.stream.open(x)
-        *layers, last = self.layers  # the last layer runs apart: its siblings read the same input
+        return x if self.stream is None else self.stream.open(x)
+
+    def between(self, x: Tensor, contexts: Sequence[Context], own: range) -> Tensor:
+        """Apply the layers `own`, none of which is the last: residual stream -> same."""
+        layers = [*self.layers]
         for start, stop, number in self._spans:
-            if part := layers[start:stop]:
+            if part := layers[max(start, own.start) : min(stop, own.stop)]:
                 x = self.run(part, x, contexts[number])
-        ctx = contexts[self._spans[-1][2]]
+        return x
+
+    def finish(self, x: Tensor, contexts: Sequence[Context], record: Record | None = None) -> Tensor:
+        """Apply the last layer, which runs apart because its siblings read the same, and the final norm."""
+        last, ctx = self.layers[-1], contexts[self._spans[-1][2]]
         if record is not None and record.further is not None:
             caches: Sequence[KVCache | None] = record.further_caches or [ctx.cache] * len(self.further)
             for sibling, cache in zip(self.further, caches, strict=True):
@@ -196,7 +208,7 @@ class Stack(nn.Module):
         """True if a position of some layer depends on the length, so that all cached keys are rotated in each pass."""
         return any(getattr(p, "rotates_cached_keys", False) for p in self.positions)
 
-    def _contexts(
+    def contexts(
         self,
         tokens: Tensor,
         segments: Tensor | None,
@@ -207,6 +219,10 @@ class Stack(nn.Module):
         record: Record | None,
         tree: Tensor | None = None,
     ) -> list[Context]:
+        """Make the contexts of one pass over `tokens` (B, T), one for each position encoding of the stack.
+
+        dtype  of the embeddings; the other arguments are those of `forward`
+        """
         length = tokens.shape[1] + (cache.length if cache is not None else 0)
         if not self._supports(length):
             raise UserError(

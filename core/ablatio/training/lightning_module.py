@@ -115,7 +115,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
-        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().replica}")
+        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().stream}")
         seed_all(seed, self.device)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
         if not self._step_losses:
@@ -331,7 +331,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of loss, stabilizers and task, on the device of the model."""
-        device = next(self.model.parameters()).device
+        device = next(p.device for p in self.model.parameters() if not p.is_meta)
         self.loss_sum, self.loss_count = on_device(checkpoint["loss_sum"], device), checkpoint["loss_count"]
         for name, state in checkpoint["stabilizers"].items():
             self.stabilizers[name].load_state_dict(on_device(state, device))  # type: ignore[attr-defined]
@@ -342,7 +342,7 @@ class TrainingModule(pl.LightningModule):
 def on_device(state: Any, device: torch.device) -> Any:
     """Copy the tensors of a state (dicts, lists and tuples of tensors and plain values) to a device."""
     if isinstance(state, Tensor):
-        return state.to(device)
+        return state if state.is_meta else state.to(device)  # on the meta device: another rank has the numbers
     if isinstance(state, Mapping):
         return {name: on_device(value, device) for name, value in state.items()}
     if isinstance(state, list | tuple):

@@ -31,6 +31,7 @@ def memory_per_device(spec: RunSpec) -> DeviceMemory:
     config, found = spec.config, spec.memory
     model = meta_model(config, spec.vocabulary)
     held = {id(p): p.numel() for p in model.parameters()}
+    rows = int(config["train"]["batch_size"])
     layers = [{id(p): p.numel() for p in layer.parameters()} for layer in layers_of(model)]
     inside: dict[int, int] = {}
     for layer in layers:
@@ -40,9 +41,11 @@ def memory_per_device(spec: RunSpec) -> DeviceMemory:
         found.gradients,
         found.optimizer or 0,
         found.beside,
-        (found.activations or 0) * int(config["train"]["batch_size"]),
+        (found.activations or 0) * rows,
         layer=WIDTH * max((sum(layer.values()) for layer in layers), default=0),
         outside=WIDTH * (sum(held.values()) - sum(inside.values())),
+        layers=tuple(WIDTH * sum(layer.values()) for layer in layers),
+        rows=rows,
     )
     if not several_devices(config["trainer"]):
         return one

@@ -48,8 +48,14 @@ class ProcessRanks(Ranks):
 
     def __init__(self, place: Place, group: Group, device: torch.device, splits: str = "rows") -> None:
         self.world, self.rank, self.local = place.world, place.rank, place.local
-        self.replicas, self.by_row = 1 if splits == "heads" else place.world, splits != "tokens"
+        self.replicas, self.by_row = 1 if splits in ("heads", "layers") else place.world, splits != "tokens"
+        self._draws_alone = splits == "layers"
         self.group, self.device = group, device
+
+    @property
+    def stream(self) -> int:
+        """Number of this rank's random numbers: devices that divide the layers draw for other ones."""
+        return self.rank if self._draws_alone else self.replica
 
     def total(self, value: Tensor) -> Tensor:
         """Sum a tensor of one shape over the groups, without a gradient."""
@@ -101,7 +107,7 @@ class ProcessRanks(Ranks):
         return bytes(data.cpu().numpy().tobytes())
 
     def collected(self, state: Any) -> list[Any]:
-        """Return the states of all ranks on rank 0."""
+        """Return the states of all ranks on rank 0, those of others in the memory of the host."""
         structure, tensors = encode_state(state)
         found = [state] if self.first else []
         for source in range(1, self.world):
@@ -114,8 +120,9 @@ class ProcessRanks(Ranks):
             elif self.first:
                 received = {}
                 for name, shape, dtype in layout:
-                    received[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
-                    dist.recv(received[name], source)
+                    tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+                    dist.recv(tensor, source)
+                    received[name] = tensor.cpu()
                 found.append(decode_state(said, received))
         return found
 

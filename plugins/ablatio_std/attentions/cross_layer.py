@@ -21,7 +21,7 @@ class CrossLayer(SoftmaxAttention):
     cross = False
     rotates_cached_keys = False
     same_in_groups = "share"
-    splits_tokens = True
+    splits_tokens, splits_layers = True, False
     column_parallel, row_parallel, replicated = BY_HEADS
 
     def __init__(

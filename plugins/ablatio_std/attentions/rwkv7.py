@@ -52,6 +52,7 @@ class RWKV7(SoftmaxAttention):
     cross = False
     bidirectional = False
     queries_scale = False
+    splits_layers = False
 
     def __init__(
         self,

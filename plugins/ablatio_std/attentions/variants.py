@@ -142,7 +142,7 @@ class ValueResidual(SoftmaxAttention):
     a and b are initialized to `start`; kind=identity keeps them fixed.
     """
 
-    takes_values, splits_tokens = True, True
+    takes_values, splits_tokens, splits_layers = True, True, False
     column_parallel, row_parallel = BY_HEADS[:2]
     replicated = (*BY_HEADS[2], "shares")
 

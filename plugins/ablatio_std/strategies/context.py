@@ -12,7 +12,7 @@ from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
 from ablatio.model.token_parallel import DividedTokens, TokenDevices
-from ablatio_std.strategies._sums import exchange, summed
+from ablatio_std.strategies._sums import add_gradients, summed
 
 
 @strategies.register("context", paper="arXiv:2407.21783")
@@ -52,11 +52,5 @@ class ContextParallel(Strategy):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
-        if not last:
-            return
-        has = torch.tensor([float(p.grad is not None) for p in self.trained], device=loss.device)
-        used = [p for p, any_rank in zip(self.trained, summed(has).tolist(), strict=True) if any_rank]
-        for p in used:  # a rank whose tokens do not reach a weight has no gradient of it
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        exchange([p.grad for p in used], summed)
+        if last:  # a rank whose tokens do not reach a weight has no gradient of it
+            add_gradients(self.trained, summed)

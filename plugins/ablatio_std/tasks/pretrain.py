@@ -27,7 +27,7 @@ class Pretrain(Task):
     """
 
     accepts, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
-    length_changes, mixes, splits_tokens = True, True, True
+    length_changes, mixes, splits_tokens, splits_layers = True, True, True, True
 
     def __init__(self, setup: TaskContext) -> None:
         self.setup = setup

@@ -40,7 +40,7 @@ class SupervisedFineTuning(Task):
     """
 
     accepts, scores, main, better, template = "conversations", ("loss", "accuracy"), "loss", "lower", True
-    splits_tokens = True
+    splits_tokens, splits_layers = True, True
 
     def __init__(
         self,

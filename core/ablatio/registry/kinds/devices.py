@@ -44,8 +44,8 @@ class Strategy(Protocol):
     Facts:
     several   True if it trains on more than one device
     splits    what a device has less of than the whole: rows (of a batch) | heads (and features of each layer) | tokens
-              (of each row).  Devices that split heads or tokens have all rows; those that split heads draw the same
-              random numbers
+              (of each row) | layers.  Devices that split something else than rows have all rows; those that split heads
+              draw the same random numbers
     shards    True if a device holds a part of the weights between passes
     engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
     updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one

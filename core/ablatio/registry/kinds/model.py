@@ -132,6 +132,7 @@ class Mlp(Protocol):
                      "": it does not
     column_parallel, row_parallel, replicated, enters  see Attention, with features in place of heads
     splits_tokens    True if each token is treated by itself, in training too
+    splits_layers    False if it hands something on to other layers, or reads what they have left
 
     Attributes:
     idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
@@ -230,6 +231,9 @@ class Attention(Protocol):
 
     Facts for devices that divide the tokens of a row (ablatio.model.token_parallel):
     splits_tokens        True if a token needs nothing of the others but the keys and values that `ctx.place` returns
+
+    Fact for devices that divide the layers (ablatio.model.stages):
+    splits_layers        False if it hands something on to other layers, or reads what they have left (`ctx.passed_on`)
     """
 
     caches: ClassVar[bool]
@@ -321,7 +325,15 @@ mlps: Registry[nn.Module] = Registry(
     contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": "", "splits_tokens": False, **DIVIDED},
+    facts={
+        "metrics": (),
+        "batch_dependent": False,
+        "absent": False,
+        "waits": "",
+        "splits_tokens": False,
+        "splits_layers": True,
+        **DIVIDED,
+    },
     scope="model",
     per_layer="inside",
     usual="dense",
@@ -379,6 +391,7 @@ attentions: Registry[nn.Module] = Registry(
         "float32_products": False,
         "waits": "",
         "splits_tokens": False,
+        "splits_layers": True,
         **DIVIDED,
     },
     scope="model",

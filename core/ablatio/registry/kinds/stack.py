@@ -33,6 +33,7 @@ class Embedding(Protocol):
     Facts:
     waits            why a training step makes the host wait for a GPU; "": it does not
     splits_tokens    True if each token is treated by itself
+    splits_layers    False if it hands something on to the layers beside its output
 
     Attributes:
     width            optional: width W of the token table; by default d_model.  A tied head then has a projection from
@@ -83,7 +84,7 @@ embeddings: Registry[nn.Module] = Registry(
     "What a token enters the first layer as.",
     wiring=("d_model", "vocab_size", "n_layers", "max_len", "side"),
     methods=("forward",),
-    facts={"waits": "", "splits_tokens": False},
+    facts={"waits": "", "splits_tokens": False, "splits_layers": True},
     scope="model",
     default="plain",
     contract=(Embedding,),

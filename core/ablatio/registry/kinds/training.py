@@ -37,6 +37,8 @@ class Objective(Protocol):
     waits         why its loss makes the host wait for a GPU; "": it does not
     splits_tokens  True if the loss is the model's own, a sum over the tokens, and a target follows from the tokens
                   before it alone: then devices can have parts of a row
+    splits_layers  False if its loss needs more than one pass of the model, or more than the states of the last layer:
+                  then devices cannot divide the layers
 
     Optional attributes and methods:
     extra_tokens  number of token ids needed beyond the tokenizer's (sentinels, masks); must follow from knobs and
@@ -217,6 +219,7 @@ class Task(Protocol):
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
     several_devices  True if its loss is a sum over rows, or gathers what it compares: then several ranks can train
     splits_tokens  True if its examples are rows of tokens (ablatio.model.example.Example) with a sum over them as loss
+    splits_layers  True if its loss is one sum over the rows of such an example, from one pass of the model
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     trains    False if it only scores the model: a run has no optimizer step
     reads     kinds of the scope `use` that it builds, as ("decode", "prompt"); a config chooses no others
@@ -294,7 +297,7 @@ objectives: Registry[Objective] = Registry(
     contract=(Objective, ObjectiveMethods),
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"produces": "next tokens", "metrics": (), "waits": "", "splits_tokens": False},
+    facts={"produces": "next tokens", "metrics": (), "waits": "", "splits_tokens": False, "splits_layers": True},
     scope="training",
     shapes_model=True,
     usual="lm",
@@ -372,6 +375,7 @@ tasks: Registry[Task] = Registry(
         "mixes": False,
         "several_devices": True,
         "splits_tokens": False,
+        "splits_layers": False,
     },
     default="pretrain",
     scope="task",

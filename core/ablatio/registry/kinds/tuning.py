@@ -63,6 +63,7 @@ class Peft(Protocol):
     batch_dependent  see Mlp
     reads_gradients  True if `before_step` or `after_step` reads the gradients of weights
     splits_tokens    True if it treats each token by itself
+    splits_layers    False if a layer computes with what it makes of other layers
     tensor_parallel  True if its adapters say how they are divided (ablatio.model.peft.adapters.Adapter)
     """
 
@@ -210,6 +211,7 @@ pefts: Registry[Peft] = Registry(
         "reads_gradients": False,
         "tensor_parallel": False,
         "splits_tokens": False,
+        "splits_layers": True,
     },
     default="none",
     scope="tuning",

@@ -8,21 +8,25 @@ import torch
 from torch import nn
 
 from ablatio.errors import UserError
-from ablatio.model.language_model import LanguageModel
+from ablatio.model.example import Example, Loss
+from ablatio.model.language_model import LanguageModel, loss_of
+from ablatio.model.parameter_roles import named_generator
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
-from ablatio.testing import checks, sample_parts, tiny_models, two_threads
+from ablatio.testing import checks, sample_parts, tiny_models, two_stages, two_threads
 from ablatio.testing.other_knob_values import other_values
 
 TOLERANCE = 1e-9
+WHOLE_BATCH = {"layers": {"microbatches": 1}}
 
 
 def KINDS(registry: Registry[Any]) -> bool:  # noqa: N802
-    """True for kinds of which the forward pass consists."""
-    return registry.scope == "model" or {"tensor_parallel", "splits_tokens"} <= registry.facts.keys()
+    """True for kinds of which the forward pass consists, and for objectives, which compute the loss."""
+    divided = {"tensor_parallel", "splits_tokens"} <= registry.facts.keys()
+    return registry.scope == "model" or divided or registry.kind == "objective"
 
 
 def _refused(part: PartSpec, knobs: Mapping[str, Any], splits: str) -> str:
-    """Why a strategy that divides heads or tokens refuses the small model with this part; "" if it does not."""
+    """Why a strategy that divides heads, tokens or layers refuses the small model with this part; "" if it does not."""
     try:
         made = tiny_models.config(part, knobs)
     except UserError as error:
@@ -32,7 +36,8 @@ def _refused(part: PartSpec, knobs: Mapping[str, Any], splits: str) -> str:
     strategy = next((s.name for s in REGISTRIES["strategy"] if s.facts["splits"] == splits), None)
     if strategy is None:
         return f"no strategy divides {splits}"
-    made = made | {"strategy": {"name": strategy}, "trainer": made["trainer"] | {"devices": two_threads.COUNT}}
+    settings = {"name": strategy, **REGISTRIES["strategy"][strategy].defaults, **WHOLE_BATCH.get(splits, {})}
+    made = made | {"strategy": settings, "trainer": made["trainer"] | {"devices": two_threads.COUNT}}
     return "; ".join(str(problem) for problem in tiny_models.broken_rules(made))
 
 
@@ -43,6 +48,8 @@ def _models(part: PartSpec, splits: str, declares: Any) -> Iterator[tuple[str, L
 
     No weight is zero; dropout would draw other numbers in each thread.
     """
+    if part.kind == "objective" and splits != "layers":
+        pytest.skip("no part of a model")
     settings: list[dict[str, Any]] = [{}]
     if declares:
         settings += [{knob.name: value} for knob in part.knobs for value in other_values(knob)[:1]]
@@ -98,3 +105,35 @@ def test_tokens(part: PartSpec) -> None:
                 ours = sum(own.get(name, torch.zeros_like(p)) for own in found)
                 assert isinstance(ours, torch.Tensor)
                 checks.near(part, ours, p.grad, f"{where}: the gradient of {name} with divided rows", TOLERANCE)
+
+
+def test_layers(part: PartSpec) -> None:
+    """Loss and all gradients of two stages, each with half of the layers and no other weights, are those of the model.
+
+    A batch passes in two parts, if the part does not depend on all of it.
+    """
+    for where, net in _models(part, "layers", False):
+        objective = sample_parts.objective(part) if part.kind == "objective" else None
+        example = _example_of(objective)
+
+        def loss_of_part(model: Any, rows: Example, objective: Any = objective) -> Loss:
+            return loss_of(objective, model, rows)
+
+        count = 1 if part.facts.get("batch_dependent") else 2
+        found = two_stages.gradients(net, example, loss_of_part, count)
+        loss = loss_of_part(net, example).total
+        loss.backward()  # type: ignore[no-untyped-call]
+        checks.near(part, found["loss"], loss.detach(), f"{where}: the loss of two stages", TOLERANCE)
+        for name, p in net.named_parameters():
+            if p.grad is not None:
+                ours = found.get(name, torch.zeros_like(p))
+                checks.near(part, ours, p.grad, f"{where}: the gradient of {name} in two stages", TOLERANCE)
+
+
+def _example_of(objective: Any) -> Example:
+    """An example of the objective, by default next tokens."""
+    if objective is None:
+        return tiny_models.example(2, 12)
+    rows, documents = sample_parts.token_rows()
+    made: Example = objective(rows[:2], documents[:2], named_generator(0, "objective"))
+    return made
