@@ -7,10 +7,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def summed(x: Tensor) -> Tensor:
-    """Sum of a tensor of one shape over all ranks, without a gradient."""
+def summed(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum of a tensor of one shape over all ranks, or those of a group, without a gradient."""
     found = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(found)
+    dist.all_reduce(found, group=group)
     return found
 
 
