@@ -73,6 +73,7 @@ IN_COPIES = {name: (USUAL | FURTHER)[name] for name in ("masked_lm", "moe", "kto
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
 LOOSE |= {"soap": 2e-2, "kl_soap": 2e-2}
+LOOSE |= {"adagrad": 1e-4}  # its first update is the sign of the gradient, of entries that are rounding alone too
 
 
 def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, ranks: int = 1) -> None:
