@@ -1,16 +1,22 @@
 """Start runs on several ranks, as a user does, and find their processes."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 from helpers.runs import begin
 
+from ablatio.training.gang import store_of_supervisor
+from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
+
+SCRIPT = Path(__file__).with_name("ranks_script.py")
 TINY = (
     "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max_len=32", "train.steps=5",
     "train.batch_size=8", "tokenizer=bytes", "data.val_tokens=256", "train.log_every=1", "trainer.progress=false",
@@ -30,6 +36,24 @@ def environment() -> dict[str, str]:
 def finished(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """A run to its end."""
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=environment())
+
+
+def in_one_gang(file: Path, runs: Sequence[tuple[str, Sequence[str]]], ranks: int) -> None:
+    """Train or resume runs, (name, words) each, one after the other in one process per rank; they go through a file."""
+    file.write_text(json.dumps(runs))
+    with store_of_supervisor(1) as (address, port, _):
+        places = [Place(rank, ranks, rank, ranks, address, port) for rank in range(ranks)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(file)],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**environment(), STORE_OF_SUPERVISOR: "1", **(place.to_environment() if ranks > 1 else {})},
+            )
+            for place in places
+        ]  # fmt: skip
+        for process in processes:
+            output = process.communicate(timeout=560)[0]
+            assert process.returncode == 0, output[-3000:]
 
 
 def children(pid: int) -> list[int]:

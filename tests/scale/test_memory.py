@@ -52,6 +52,22 @@ def test_size_of_stages(capsys: pytest.CaptureFixture[str]) -> None:
     assert stored["1f1b"] == pytest.approx(stored["gpipe"] * 2 / 8, rel=0.01)
 
 
+def test_size_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 4 devices in 2 groups each has half of the weights; or 1 / 4 of those in layers, and half of the others."""
+    one = sizes(capsys)
+    half = -(-one["weights"] // 2)  # type: ignore[operator]
+    copies = sizes(capsys, "strategy=fsdp", "strategy.copies=2", "trainer.devices=4")["device"]
+    assert copies["weights"] == half  # type: ignore[index]
+    apart, grid = (
+        sizes(capsys, "strategy=tensor", *words)["device"]
+        for words in (("trainer.devices=2",), ("strategy.degree=2", "trainer.devices=4"))
+    )
+    assert grid["weights"] == pytest.approx(apart["weights"] / 2, abs=1)  # type: ignore[index]
+    assert grid["activations"] == one["activations"] * 2  # type: ignore[index,operator]
+    whole = sizes(capsys, "strategy=tensor", "trainer.devices=2", "optimizer=muon")["device"]
+    assert whole["buffers"] > apart["buffers"] == 0  # type: ignore[index]
+
+
 def test_refused_by_what_a_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """With adamw, ddp needs 4 times the weights on each of two devices, and zero2 2.5 times."""
 
@@ -94,3 +110,13 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert sizes(capsys, "--fit", "1000")["fit"] == {"deepest": None, "widest": None}
     with pytest.raises(UserError, match="try: --fit"):
         size_command([*TINY, "--fit", "-1"])
+
+
+def test_refused_if_the_whole_model_does_not_fit_before_it_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 8 devices fsdp leaves each half of what the weights take, but all build the model whole."""
+    spec = RunSpec(compose_run([*TINY, "strategy=fsdp", "trainer.devices=8"]).config)
+    monkeypatch.setattr(estimate, "memory_here", lambda trainer: int(8 * 0.9 * spec.memory.weights))
+    with pytest.raises(EnvironmentFault, match="before they are divided"):
+        estimate.check_memory(spec)
+    monkeypatch.setattr(estimate, "memory_here", lambda trainer: int(8 * 1.1 * spec.memory.weights))
+    estimate.check_memory(spec)

@@ -1,7 +1,9 @@
 """What several devices cannot do exactly is refused before a tensor is made, with a command that works."""
 
+from pathlib import Path
+
 import pytest
-from helpers.gangs import TINY
+from helpers.gangs import TINY, finished
 
 from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
@@ -27,6 +29,14 @@ REFUSED = {
                                       "attention.n_kv_heads=1"), "strategy=fsdp"),
     "a width that does not divide": (("strategy=tensor", "trainer.devices=2", "model.d_ff=129", "match=none"),
                                      "strategy=fsdp"),
+    "heads that a group does not divide": (("strategy=tensor", "strategy.degree=2", "trainer.devices=4",
+                                            "model.n_heads=3", "model.d_model=48"), "strategy=fsdp"),
+    "layers over groups that differ": (("strategy=tensor", "strategy.degree=3", "trainer.devices=4"),
+                                       "strategy.degree=2"),
+    "groups that differ": (("strategy=fsdp", "strategy.copies=3", "trainer.devices=4"), "strategy.copies=2"),
+    "rows that groups do not divide": (("strategy=tensor", "strategy.degree=2", "trainer.devices=4",
+                                        "train.batch_size=7"), "train.batch_size=8"),
+    "all weights together": (("strategy=tensor", "trainer.devices=2", "optimizer=prodigy"), "optimizer=adamw"),
     "heads that are mixed": (("strategy=tensor", "trainer.devices=2", "attention=talking_heads"), "strategy=fsdp"),
     "experts": (("strategy=tensor", "trainer.devices=2", "mlp=moe"), "strategy=fsdp"),
     "a norm over all heads": (("strategy=tensor", "trainer.devices=2", "attention.qk_norm=whole_rmsnorm"),
@@ -72,6 +82,14 @@ def test_refused_with_a_fix(case: str) -> None:
     assert f"try: {fix}" in str(error.value)
 
 
+def test_a_fix_drops_the_knobs_of_what_it_replaces() -> None:
+    words = ("strategy=tensor", "strategy.degree=2", "trainer.devices=4", "mlp=moe")
+    with pytest.raises(ConfigError) as error:
+        compose_run([*TINY, *words])
+    command = str(error.value).partition("This runs: ablatio train ")[2]
+    assert "strategy=fsdp" in command and "degree" not in command
+
+
 def test_a_strategy_on_one_device_is_one_device() -> None:
     compose_run([*TINY, "strategy=fsdp", "train.batch_size=3", "optimizer=prodigy", "schedule=constant"])
 
@@ -82,3 +100,14 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> 
         monkeypatch.setenv(key, text)
     with pytest.raises(UserError, match=name):
         rank_environment.from_environment()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_weights_without_a_gradient_in_an_engine(tmp_path: Path, strategy: str) -> None:
+    """A reward model does not use an untied head: torch's optimizers leave it as it is, and in a vector it decays."""
+    pytest.importorskip("deepspeed")
+    done = finished(*TINY, f"strategy={strategy}", "trainer.devices=2", "task=reward", "source=sentiment",
+                    "model.max_len=64", "model.tied=false", f"out={tmp_path}", "name=run")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "no gradient reaches lm_head.weight" in done.stderr and "try: strategy=fsdp" in done.stderr

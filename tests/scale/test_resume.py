@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.gangs import TINY, TWO, finished, rows
+from helpers.gangs import TINY, TWO, finished, in_one_gang, rows
 
 from ablatio.storage.checkpoints import Checkpoints
 
@@ -43,6 +43,38 @@ def test_two_one_two(tmp_path: Path, strategy: str, stabilizer: str) -> None:
         assert done.returncode == 0, done.stderr
     for own, theirs in zip(rows(tmp_path / "one"), rows(mixed), strict=True):
         assert theirs == pytest.approx(own, abs=1e-5)
+
+
+MESHES = {
+    "copies": ("strategy=fsdp", "strategy.copies=2"),
+    "grid": ("strategy=tensor", "strategy.degree=2"),
+    "heads": ("strategy=tensor",),
+}
+
+
+@pytest.mark.long
+def test_four_one_two(tmp_path: Path) -> None:
+    """Groups of devices write the checkpoint of one device, and read it: rows of AdamW, and whole tensors of Muon."""
+    optimizers = {"adamw": 1e-5, "muon": 1e-3}  # muon enlarges rounding, see test_same_loss
+    four = {
+        f"{mesh}-{o}": (*MESHES[mesh], "trainer.devices=4", f"optimizer={o}") for mesh in MESHES for o in optimizers
+    }
+    one = {o: (f"optimizer={o}",) for o in optimizers}
+    words = (*TINY, *STEPS, "model.n_heads=4", "model.d_ff=64", "match=none", "stabilizer=[clip,ema]")
+    for cases, ranks in ((one, 1), (four, 4)):
+        listed = [(name, [*words, *more, f"out={tmp_path}", f"name={name}"]) for name, more in cases.items()]
+        in_one_gang(tmp_path / "runs.json", listed, ranks)
+    for step, ranks in ((2, 1), (4, 2), (2, 4)):
+        resumed = []
+        for name, (*mesh, _, _) in four.items():
+            back_to(tmp_path / name, step)
+            devices = {1: ("strategy=single",), 2: ("strategy=tensor", "strategy.degree=null"), 4: mesh}[ranks]
+            resumed.append((name, [f"resume={tmp_path / name}", *devices, f"trainer.devices={ranks}"]))
+        in_one_gang(tmp_path / "runs.json", resumed, ranks)
+        for name in four:
+            optimizer = name.rpartition("-")[2]
+            for own, theirs in zip(rows(tmp_path / optimizer), rows(tmp_path / name), strict=True):
+                assert theirs == pytest.approx(own, abs=optimizers[optimizer]), f"{name} on {ranks} from step {step}"
 
 
 def test_run_id_is_that_of_one_device() -> None:

@@ -1,21 +1,15 @@
 """Several devices give the losses, the gradient norms and the scores of one device."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.gangs import TINY, environment, rows
+from helpers.gangs import TINY, in_one_gang, rows
 
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import two_ranks
-from ablatio.training.gang import store_of_supervisor
-from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "ranks_script.py"
 SENTIMENT = ("source=sentiment", "model.max_len=64")
 USUAL: dict[str, Sequence[str]] = {
     "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]"),
@@ -47,6 +41,7 @@ DIVIDED: dict[str, Sequence[str]] = {  # heads and features over devices; tests/
     "pretrain": ("train.accumulate=3", "stabilizer=[clip,ema]"),
     "masked_lm": ("architecture=encoder", "objective=masked_lm", "attention=gqa", "model.n_heads=4"),
     "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=3"),
+    "shampoo": ("optimizer=shampoo",),  # whole tensors, of which each device has some rows or columns
 }
 DIVIDED_FURTHER = {
     **{name: FURTHER[name] for name in ("tied_off", "span_corruption", "multi_token", "sft", "dpo", "recomputed")},
@@ -90,31 +85,27 @@ LAYERS_FURTHER = {
         "stabilizer.batch_ramp.tokens=600",
     ),  # rows that microbatches do not divide
 }
+HYBRID, GRID = ("strategy=fsdp", "strategy.copies=2"), ("strategy=tensor", "strategy.degree=2")  # of 4 devices
+ON_GRID = {
+    **{name: DIVIDED_FURTHER[name] for name in ("mqa", "gated", "lora", "unit_weights", "held", "recomputed", "kto")},
+    **{name: FURTHER[name] for name in ("tied_off", "span_corruption", "multi_token")},
+    "uneven": ("model.d_model=36", "model.d_ff=70", "match=none", "position=t5", "train.batch_size=6"),
+    "outer": ("stabilizer=[outer,clip]", "stabilizer.outer.every=2"),
+    "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=4"),
+}
+IN_COPIES = {name: (USUAL | FURTHER)[name] for name in ("masked_lm", "moe", "kto", "lora", "recomputed", "tied_off")}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
 LOOSE |= {"soap": 2e-2, "kl_soap": 2e-2}
+LOOSE |= {"adagrad": 1e-4}  # its first update is the sign of the gradient, of entries that are rounding alone too
 
 
 def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, ranks: int = 1) -> None:
     """Train all cases in one process per rank."""
     folder.mkdir()
     listed = [[name, [*TINY, *words, *strategy, f"out={folder}", f"name={name}"]] for name, words in cases.items()]
-    file = folder / "runs.json"
-    file.write_text(json.dumps(listed))
-    with store_of_supervisor(1) as (address, port, _):
-        places = [Place(rank, ranks, rank, ranks, address, port) for rank in range(ranks)]
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(file)],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env={**environment(), STORE_OF_SUPERVISOR: "1", **(place.to_environment() if ranks > 1 else {})},
-            )
-            for place in places
-        ]  # fmt: skip
-        for process in processes:
-            output = process.communicate(timeout=560)[0]
-            assert process.returncode == 0, output[-3000:]
+    in_one_gang(folder / "runs.json", listed, ranks)
 
 
 def same_on_two_ranks(folder: Path, cases: Mapping[str, Sequence[str]], strategy: str) -> None:
@@ -181,6 +172,34 @@ def test_a_stage_between(tmp_path: Path) -> None:
     train(tmp_path / "one", one)
     train(tmp_path / "three", two, "strategy=pipeline", "trainer.devices=3", ranks=3)
     compare(tmp_path / "one", tmp_path / "three", one)
+
+
+@pytest.mark.long
+def test_two_groups_of_two(tmp_path: Path) -> None:
+    """Four devices: two groups divide weights each, or two divide the layers of a group and groups share rows."""
+    one = {"copies": USUAL["pretrain"], "grid": DIVIDED["pretrain"]}
+    four = {"copies": (*one["copies"], *HYBRID), "grid": (*one["grid"], *GRID)}
+    train(tmp_path / "one", one)
+    train(tmp_path / "four", four, "trainer.devices=4", ranks=4)
+    compare(tmp_path / "one", tmp_path / "four", one)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("cases", "mesh"), [(ON_GRID, GRID), (IN_COPIES, HYBRID)], ids=["grid", "copies"])
+def test_further_on_four(tmp_path: Path, cases: Mapping[str, Sequence[str]], mesh: Sequence[str]) -> None:
+    train(tmp_path / "one", cases)
+    train(tmp_path / "four", cases, *mesh, "trainer.devices=4", ranks=4)
+    compare(tmp_path / "one", tmp_path / "four", cases)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("mesh", "ranks"), [(HYBRID, 4), (GRID, 4), (("strategy=tensor",), 2)])
+def test_optimizers_on_meshes(tmp_path: Path, mesh: Sequence[str], ranks: int) -> None:
+    """Owners of whole tensors get parts that lie anywhere in them, each part once."""
+    cases = {name: [f"optimizer={name}", "schedule=constant", "schedule.warmup=0"] for name in OPTIMIZERS}
+    train(tmp_path / "one", cases)
+    train(tmp_path / "many", cases, *mesh, f"trainer.devices={ranks}", ranks=ranks)
+    compare(tmp_path / "one", tmp_path / "many", cases)
 
 
 @pytest.mark.long

@@ -24,7 +24,7 @@ from ablatio.config.overrides import classify_overrides, key_problem, normal, pr
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, EnvironmentFault, Problem, UserError
 from ablatio.registry import parts_file
-from ablatio.registry.registry import ContractError
+from ablatio.registry.registry import REGISTRIES, ContractError
 from ablatio.storage.paths import shipped
 
 MAIN = "train"
@@ -241,7 +241,11 @@ def config_error(problems: list[Problem], overrides: list[str], coming: Coming =
     for p in problems:  # of one key the first fix
         if "=" in p.fix:
             fixes.setdefault(p.fix.split("=")[0], p.fix)
-    kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
+    kept = [
+        o
+        for o in overrides
+        if o not in wrong and (key := o.lstrip("+").split("=")[0]) not in wrong | set(fixes) and not _lost(key, fixes)
+    ]
     repaired = [*kept, *fixes.values()]
     if all("=" in p.fix for p in problems) and repaired != overrides and _left_over(repaired, coming) == set():
         error = ConfigError(problems)
@@ -256,6 +260,15 @@ def config_error(problems: list[Problem], overrides: list[str], coming: Coming =
             if left is None or p.fix.split("=")[0] in left or p.where in left or left - known:
                 problems[number] = replace(p, fix="")
     return ConfigError(problems)
+
+
+def _lost(key: str, fixes: Mapping[str, str]) -> bool:
+    """True for a knob of a part that a fix replaces by one without this knob."""
+    kind, _, knob = key.partition(".")
+    option, registry = fixes.get(kind, "").partition("=")[2], REGISTRIES.get(kind)
+    if not knob or registry is None or registry.multiple or option not in registry.entries:
+        return False
+    return knob.partition(".")[0] not in [k.name for k in registry[option].knobs]
 
 
 def _left_over(overrides: list[str], coming: Coming) -> set[str] | None:

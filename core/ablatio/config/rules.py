@@ -32,13 +32,14 @@ rule(
     fix="model.max_len={data.length}",
     where="data.length",
 )
+_GROUPS = "(trainer.devices * trainer.nodes // strategy.sharing)"  # of devices with the same rows
 rule(
-    when="facts.strategy.several and facts.strategy.splits == 'rows' "
-    "and train.batch_size % (trainer.devices * trainer.nodes) != 0",
-    why="trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes} devices share the rows of a batch, and "
-    "train.batch_size={train.batch_size} does not divide",
-    fix="train.batch_size="
-    "{ceil(train.batch_size / (trainer.devices * trainer.nodes)) * trainer.devices * trainer.nodes}",
+    when="facts.strategy.several and facts.strategy.splits != 'tokens' and trainer.devices * trainer.nodes > 1 "
+    f"and train.batch_size % {_GROUPS} != 0",
+    why="trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes} devices"
+    "{' in groups of ' if strategy.sharing > 1 else ''}{strategy.sharing if strategy.sharing > 1 else ''} "
+    "share the rows of a batch, and train.batch_size={train.batch_size} does not divide",
+    fix=f"train.batch_size={{ceil(train.batch_size / {_GROUPS}) * {_GROUPS}}}",
     where="train.batch_size",
 )
 rule(

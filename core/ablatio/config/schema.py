@@ -24,6 +24,7 @@ from ablatio.errors import Problem
 from ablatio.model.dims import matched_width
 from ablatio.registry import per_layer, rules
 from ablatio.registry.discovery import refuse_objects
+from ablatio.registry.kinds.devices import sharing
 from ablatio.registry.knobs import Knob
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
 from ablatio.registry.value_schedules import is_value_schedule, mapped, mentions_schedule, schedules_of, settled
@@ -217,6 +218,11 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
         matched = view.get("match") == "params" and view["facts"].get("activation", {}).get("gated")
         sizes = model["d_model"], model["d_ff"], bool(model.get("bias"))
         model["inner_width"] = matched_width(*sizes) if matched else model["d_ff"]
+    trainer, facts = view.get("trainer", {}), view["facts"].get("strategy")
+    known = facts and isinstance(trainer, dict) and {"devices", "nodes"} <= set(trainer)
+    if known and facts["grouped_by"] in ("", *view["strategy"]):
+        world = int(trainer["devices"]) * int(trainer["nodes"])
+        view["strategy"]["sharing"] = sharing(facts, view["strategy"], world)
     data = view.get("data", {})
     if isinstance(data, dict) and "length" in data and "max_len" in model:
         data["length"] = data["length"] or model["max_len"]

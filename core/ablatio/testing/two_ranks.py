@@ -1,4 +1,4 @@
-"""A few steps of a strategy on two processes of this machine, and the same on one, for contract tests."""
+"""A few steps of a strategy on processes of this machine, and the same on one device, for contract tests."""
 
 import importlib
 import json
@@ -19,6 +19,7 @@ from ablatio.model.example import Example
 from ablatio.model.parameter_roles import groups_by_role
 from ablatio.model.ranks import Ranks, using
 from ablatio.model.strategy import Pass, Strategy
+from ablatio.registry.kinds.devices import sharing
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models
 
@@ -37,46 +38,51 @@ class Steps:
 
 def one_device() -> Steps:
     """The steps without a strategy."""
-    return _steps(Strategy(Ranks()), Ranks())
+    return _steps(Strategy(Ranks()), Ranks(), "entry")
 
 
-def train(entry: PartSpec, knobs: Mapping[str, Any] | None = None) -> Steps:
-    """The steps of a strategy on two processes.
+def train(
+    entry: PartSpec, knobs: Mapping[str, Any] | None = None, *, world: int = WORLD, piece: str = "entry"
+) -> Steps:
+    """The steps of a strategy on `world` processes, if the optimizer is said to update such a piece: entry | tensor.
 
     Raises EnvironmentFault with the message of the first rank that failed.
     """
     from ablatio.training.gang import store_of_supervisor
 
     with store_of_supervisor(1) as (_, port, _), tempfile.TemporaryDirectory() as folder:
-        arguments = (port, folder, entry.module, entry.name, dict(knobs or {}))
-        processes = [mp.get_context("spawn").Process(target=_rank, args=(rank, *arguments)) for rank in range(WORLD)]
+        arguments = (world, port, folder, entry.module, entry.name, dict(knobs or {}), piece)
+        processes = [mp.get_context("spawn").Process(target=_rank, args=(rank, *arguments)) for rank in range(world)]
         for process in processes:
             process.start()
         for process in processes:
             process.join(240)
             process.kill()
-        for rank in range(WORLD):
+        for rank in range(world):
             if (failed := Path(folder, f"failed{rank}")).exists():
                 raise EnvironmentFault(failed.read_text(encoding="utf-8"))
         said = json.loads(Path(folder, "steps.json").read_text(encoding="utf-8"))
         return Steps(said["losses"], said["norms"], load_file(Path(folder, TENSORS)))
 
 
-def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict[str, Any]) -> None:
+def _rank(
+    rank: int, world: int, port: int, folder: str, module: str, name: str, knobs: dict[str, Any], piece: str
+) -> None:
     """Train as one rank; rank 0 writes what it has found."""
     from ablatio.training.process_group import joined
     from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
 
     os.environ[STORE_OF_SUPERVISOR] = "1"
-    place = Place(rank, WORLD, rank, WORLD, "127.0.0.1", port)
+    place = Place(rank, world, rank, world, "127.0.0.1", port)
     os.environ.update(place.to_environment())
     torch.set_num_threads(1)
     try:
         importlib.import_module(module)
-        splits = REGISTRIES["strategy"][name].facts["splits"]
-        with joined(place, torch.device("cpu"), 60.0, splits) as ranks, using(ranks):
+        facts = REGISTRIES["strategy"][name].facts
+        same_rows = sharing(facts, knobs, world)
+        with joined(place, torch.device("cpu"), 60.0, facts["splits"], same_rows) as ranks, using(ranks):
             built: Any = REGISTRIES["strategy"].build(name, knobs, ranks=ranks)
-            found = _steps(built, ranks)
+            found = _steps(built, ranks, piece)
             if ranks.first:
                 save_file({name: t.clone() for name, t in found.tensors.items()}, Path(folder, TENSORS))
                 said = {"losses": found.losses, "norms": found.norms}
@@ -86,13 +92,13 @@ def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict
         os._exit(1)
 
 
-def _steps(strategy: Strategy, ranks: Ranks) -> Steps:
+def _steps(strategy: Strategy, ranks: Ranks, piece: str) -> Steps:
     """Accumulate two batches with unequal weights in each step, as the training module does."""
     net = tiny_models.model().train()
     strategy.place(Pass(net, lambda model, example: model.loss(example)))
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = strategy.wrap(
-        strategy.optimizer(lambda g: torch.optim.AdamW(_plain(g), lr=1e-2), groups_by_role(net), "entry")
+        strategy.optimizer(lambda g: torch.optim.AdamW(_plain(g), lr=1e-2), groups_by_role(net), piece)
     )
     losses, norms = [], []
     for step in range(STEPS):

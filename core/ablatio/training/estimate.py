@@ -130,16 +130,22 @@ def _plain_parameters(spec: RunSpec) -> int:
 
 
 def _refuse_too_large(spec: RunSpec) -> None:
-    """Raise EnvironmentFault if the memory computed from shapes exceeds that of the machine; else return."""
+    """Raise EnvironmentFault if the memory computed from shapes exceeds that of the machine; else return.
+
+    Every rank has the whole model before it is divided, so that must fit too.
+    """
     room, memory = _room(spec.config), memory_per_device(spec)
     lasting = memory.lasting + (memory.host if Machine.choose(spec.config["trainer"]).device == "cpu" else 0)
-    if lasting > room:
-        held = "weights, a reference" if memory.beside else "weights"
+    whole = spec.memory.weights + memory.beside
+    if max(lasting, whole) > room:
+        weights = "weights, a reference" if memory.beside else "weights"
+        held = f"{weights}, gradients and the optimizer's state take {lasting / 1e9:,.1f} GB"
+        if whole > room >= lasting:
+            held = f"{weights} take {whole / 1e9:,.1f} GB on each device before they are divided"
         shared = Machine.choose(spec.config["trainer"]).device == "cuda" and runs_on_gpu() > 1
         here = f"each of {runs_on_gpu()} runs on this GPU" if shared else _where(spec.config)
         raise EnvironmentFault(
-            f"this model has {spec.parameters:,} parameters: {held}, gradients and the "
-            f"optimizer's state take {lasting / 1e9:,.1f} GB, and {here} has {room / 1e9:,.1f} GB\n"
+            f"this model has {spec.parameters:,} parameters: {held}, and {here} has {room / 1e9:,.1f} GB\n"
             f"    try: {'workers=1, for fewer runs at a time' if shared else 'size=small'}"
         )
 

@@ -43,12 +43,15 @@ class Group:
 class ProcessRanks(Ranks):
     """Ranks of a run in several processes; `device` is where tensors of this rank are.
 
-    splits  what a rank has less of than the whole, a fact of the strategy
+    splits   what a rank has less of than the whole, a fact of the strategy
+    sharing  number of ranks, one after the other, that have the same rows
     """
 
-    def __init__(self, place: Place, group: Group, device: torch.device, splits: str = "rows") -> None:
+    def __init__(
+        self, place: Place, group: Group, device: torch.device, splits: str = "rows", sharing: int = 1
+    ) -> None:
         self.world, self.rank, self.local = place.world, place.rank, place.local
-        self.replicas, self.by_row = 1 if splits in ("heads", "layers") else place.world, splits != "tokens"
+        self.replicas, self.by_row = place.world // sharing, splits != "tokens"
         self._draws_alone = splits == "layers"
         self.group, self.device = group, device
 
@@ -70,7 +73,7 @@ class ProcessRanks(Ranks):
         """Concatenate the rows of all groups, padded to one width."""
         if self.replicas == 1:
             return rows
-        shapes = self._gathered(torch.tensor([*rows.shape], device=self.device))
+        shapes = self._of_groups(torch.tensor([*rows.shape], device=self.device))
         longest = [int(n) for n in torch.stack(shapes).amax(0)]
         padding = [
             n for own, most in zip(reversed(rows.shape), reversed(longest), strict=True) for n in (0, most - own)
@@ -85,6 +88,10 @@ class ProcessRanks(Ranks):
         found = [torch.empty_like(value) for _ in range(self.world)]
         dist.all_gather(found, value.contiguous())
         return found
+
+    def _of_groups(self, value: Tensor) -> list[Tensor]:
+        """The tensors of all groups, which have one shape; in a group all ranks have the same."""
+        return self._gathered(value)[:: self.world // self.replicas]
 
     def agree(self, flag: bool) -> bool:
         """True if the flag is True on any rank."""
@@ -132,27 +139,29 @@ class ProcessRanks(Ranks):
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenate the rows of all ranks; backward: world * the gradient of the own rows."""
+    """Concatenate the rows of all groups; backward: number of groups * the gradient of the own rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: ProcessRanks, counts: list[int]) -> Tensor:
-        ctx.world, ctx.first, ctx.count = ranks.world, sum(counts[: ranks.rank]), counts[ranks.rank]
+        ctx.groups, ctx.first, ctx.count = ranks.replicas, sum(counts[: ranks.replica]), counts[ranks.replica]
         missing = max(counts) - len(rows)  # all_gather needs equal shapes
         padded = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
-        pieces = ranks._gathered(padded.detach())
+        pieces = ranks._of_groups(padded.detach())
         return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0][ctx.first : ctx.first + ctx.count] * ctx.world, None, None
+        return gradients[0][ctx.first : ctx.first + ctx.count] * ctx.groups, None, None
 
 
 @contextmanager
-def joined(place: Place, device: torch.device, timeout: float, splits: str = "rows") -> Iterator[ProcessRanks]:
+def joined(
+    place: Place, device: torch.device, timeout: float, splits: str = "rows", sharing: int = 1
+) -> Iterator[ProcessRanks]:
     """Join the ranks of the run and leave them at the end.
 
     timeout  seconds after which a rank that does not come, or does not answer, counts as lost
-    splits   what a rank has less of than the whole, a fact of the strategy
+    splits, sharing  as for ProcessRanks
 
     Raises EnvironmentFault if the port is taken or ranks do not come in time: it names them.
     """
@@ -163,7 +172,7 @@ def joined(place: Place, device: torch.device, timeout: float, splits: str = "ro
     )
     try:
         with _new_groups_wait(timeout), _peers_named(place, group):
-            yield ProcessRanks(place, group, device, splits)
+            yield ProcessRanks(place, group, device, splits, sharing)
     finally:
         dist.destroy_process_group()
 

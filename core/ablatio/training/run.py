@@ -17,6 +17,7 @@ from ablatio.model.builder import PartChoice
 from ablatio.model.ranks import Ranks, ranks, using
 from ablatio.registry import kinds, parts_file
 from ablatio.registry.consumers import without_effect
+from ablatio.registry.kinds.devices import sharing
 from ablatio.storage.atomic_write import write_text
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.collector import collect_in_training
@@ -91,8 +92,10 @@ def among_ranks(config: Mapping[str, Any]) -> Iterator[Ranks]:
     device = torch.device(Machine.choose(trainer).device)
     if device.type == "cuda":
         torch.cuda.set_device(place.local)
-    splits = kinds.strategies[config["strategy"]["name"]].facts["splits"]
-    with joined(place, device, trainer["timeout"], splits) as own, using(own):
+    strategy = config["strategy"]
+    facts = kinds.strategies[strategy["name"]].facts
+    same_rows = sharing(facts, strategy, place.world)
+    with joined(place, device, trainer["timeout"], facts["splits"], same_rows) as own, using(own):
         yield own
 
 

@@ -3,14 +3,15 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ablatio import Positive
-from ablatio.errors import EnvironmentFault
+from ablatio.errors import EnvironmentFault, UserError
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
@@ -43,6 +44,9 @@ class Engine(Strategy):
         self.parameters: list[nn.Parameter] = []
         self.group_sizes: list[int] = []
         self.partitioned: Any = None  # DeepSpeed's optimizer; None until `wrap`
+        self.names: dict[int, str] = {}
+        self.drop_hooks: Callable[[], Any] = lambda: None
+        self.idle: set[int] | None = None  # numbers of parameters without a gradient so far; None after the first step
 
     @property
     def bucket_bytes(self) -> int:
@@ -57,12 +61,41 @@ class Engine(Strategy):
             )
         os.environ.setdefault("DS_ACCELERATOR", next(step.parameters()).device.type)  # read when it is imported
         self.step_module = step
+        self.names = {id(p): name for name, p in step.model.named_parameters()}
 
     def optimizer(self, build: Build, groups: list[ParameterGroup], piece: str) -> torch.optim.Optimizer:
         made = build(groups)
         self.group_sizes = [len(group["params"]) for group in made.param_groups]
         self.parameters = [p for group in made.param_groups for p in group["params"]]
+        self.idle = {*range(len(self.parameters))}
+        hooks = [p.register_hook(partial(self._note_gradient, i)) for i, p in enumerate(self.parameters)]
+        self.drop_hooks = lambda: [hook.remove() for hook in hooks]
         return made
+
+    def _note_gradient(self, number: int, gradient: Tensor) -> None:
+        """Called in the first step, with the gradient of a parameter."""
+        if self.idle is not None:
+            self.idle.discard(number)
+
+    def before_update(self) -> None:
+        """Raise UserError if a weight got no gradient in the first step.
+
+        The engine updates vectors, in which such a weight would decay; the optimizers leave it as it is.
+        """
+        if self.idle is None:
+            return
+        has = torch.tensor([float(i not in self.idle) for i in range(len(self.parameters))])
+        has = self.ranks.total(has.to(self.parameters[0].device))
+        names = [self.names[id(p)] for p, any_rank in zip(self.parameters, has.tolist(), strict=True) if not any_rank]
+        self.idle = None
+        self.drop_hooks()
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"no gradient reaches {', '.join(names[:3])}{more}, and DeepSpeed's engine would let such weights "
+                "decay\n"
+                "    try: strategy=fsdp"
+            )
 
     def wrap(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         device = self.parameters[0].device.type

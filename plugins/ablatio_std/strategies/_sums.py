@@ -1,15 +1,14 @@
 """Sums over ranks that have the same rows, or parts of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def summed(x: Tensor, group: Any = None) -> Tensor:
-    """Sum of a tensor of one shape over the ranks of a group, by default all, without a gradient."""
+def summed(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum of a tensor of one shape over all ranks, or those of a group, without a gradient."""
     found = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(found, group=group)
     return found

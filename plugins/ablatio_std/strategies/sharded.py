@@ -1,17 +1,18 @@
 """Fully sharded data parallelism: every device holds a part of each weight, gradient and optimizer state."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ablatio import rule, strategies
+from ablatio import Positive, rule, strategies
 from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
@@ -19,7 +20,9 @@ from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Build, Pass, Strategy, layers_of
 
 from ._offload import Offload
-from ._stand_ins import StandIns, own_rows
+from ._refusals import DEVICES, refuse_uneven
+from ._stand_ins import StandIns, own_part
+from ._sums import exchange, summed
 
 OPTIMIZER = "optimizer_states"  # Lightning's key of a checkpoint
 
@@ -31,43 +34,60 @@ class FullySharded(Strategy):
     Optimizers that update single weights work on these rows.  For the others (muon, shampoo, ...) every tensor has an
     owner, which gets weight and gradient whole; the result is that of one device.  offload=cpu: the optimizer's state
     lies in the memory of the host, which updates copies of the weights (ZeRO-Offload, arXiv:2101.06840).
+    copies=c: c groups of n / c devices, each with all weights between its members: gradients are summed over the groups
+    too, and layers are made whole within a group only, such as the devices of one machine (HSDP).
     """
 
     shards, updates = True, "tensor"
 
-    def __init__(self, ranks: Ranks, *, reshard: bool = True, offload: Offload = "none") -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        *,
+        reshard: bool = True,
+        offload: Offload = "none",
+        copies: Annotated[int, Positive, "groups of devices, each of which holds all weights"] = 1,
+    ) -> None:
         """`reshard`: drop a layer's weights after its forward pass; False keeps them for the backward pass."""
         super().__init__(ranks)
-        self.reshard, self.offload = reshard, offload
+        self.reshard, self.offload, self.copies = reshard, offload, copies
         self.loose: list[nn.Parameter] = []  # scalars, which every rank holds
         self.stand_ins: StandIns | None = None
 
     def place(self, step: Pass) -> None:
         device = next(step.parameters()).device.type
-        mesh = init_device_mesh(device, (self.ranks.world,))
+        shape = (self.copies, self.ranks.world // self.copies)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("copies", "parts"))
+        self.shard(step, mesh if self.copies > 1 else mesh["parts"])
+
+    def shard(self, step: Pass, mesh: DeviceMesh) -> None:
+        """Let each rank hold its rows of all weights, over a mesh of (ranks,) or (copies, ranks)."""
         self.loose = [p for p in step.parameters() if p.dim() == 0]
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": {*self.loose}}
         for layer in layers_of(step.model):
             fully_shard(layer, reshard_after_forward=self.reshard, **options)
         fully_shard(step, reshard_after_forward=False, **options)
-        named = step.model.named_parameters(remove_duplicate=False)
-        self.sharded = {name: p for name, p in named if isinstance(p, DTensor)}
         register_fsdp_forward_method(step, "touch")
         step.touch()  # makes `step` the root, also if the model is called without it at first
         step.reshard()  # type: ignore[operator]
-        self.step_module, self.mesh = step, mesh
+        self.hold(step)
+
+    def hold(self, step: Pass) -> None:
+        """Compute with a module whose parameters are divided now."""
+        named = step.model.named_parameters(remove_duplicate=False)
+        self.sharded = {name: p for name, p in named if isinstance(p, DTensor)}
+        self.step_module = step
 
     def loss(self, example: Any, last: bool) -> Loss:
-        assert isinstance(self.step_module, FSDPModule)
-        self.step_module.set_is_last_backward(last)
+        if isinstance(self.step_module, FSDPModule):
+            self.step_module.set_is_last_backward(last)
         return super().loss(example, last)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        (loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]  # torch takes the mean over the ranks
+        # torch takes the mean over the ranks that have rows of their own
+        (loss * self.ranks.replicas).backward()  # type: ignore[no-untyped-call]
         if last:
-            for p in self.loose:
-                if p.grad is not None:
-                    p.grad = self.ranks.mean(p.grad)
+            exchange([p.grad for p in self.loose], self.ranks.mean)
 
     def optimizer(self, build: Build, groups: list[ParameterGroup], piece: str) -> torch.optim.Optimizer:
         parameters = [p for group in groups for p in group["params"]]
@@ -85,14 +105,13 @@ class FullySharded(Strategy):
         return made
 
     def scale_gradients(self, parameters: Any, factor: Tensor) -> None:
-        torch._foreach_mul_([own_rows(p.grad) for p in parameters if p.grad is not None], factor)
+        torch._foreach_mul_([own_part(p.grad) for p in parameters if p.grad is not None], factor)
 
     def gradient_norm(self, parameters: Any) -> Tensor:
-        found = [p.grad for p in parameters if p.grad is not None]
-        sharded = [own_rows(g) for g in found if isinstance(g, DTensor)]
-        own = sum((g.square().sum() for g in sharded), torch.zeros((), device=self.mesh.device_type))
-        loose = [g.square() for g in found if not isinstance(g, DTensor)]
-        return (self.ranks.total(own) + sum(loose)).sqrt()
+        squares = torch.zeros((), device=next(self._root.parameters()).device)
+        for gradient in [p.grad for p in parameters if p.grad is not None]:
+            squares = squares + own_part(gradient).square().sum() * (parts_of(gradient) / self.ranks.world)
+        return summed(squares).sqrt()
 
     def before_update(self) -> None:
         assert self.stand_ins is not None
@@ -169,7 +188,7 @@ class FullySharded(Strategy):
             parameter = getattr(tensors[i], "stands_for", None)
             for name in names if parameter is not None else ():
                 own = state["state"].get(i, {}).get(name)
-                own = own_rows(parameter).to(self.stand_ins.device_of(own_rows(parameter))) if own is None else own
+                own = own_part(parameter).to(self.stand_ins.device_of(own_part(parameter))) if own is None else own
                 whole.setdefault(i, {})[name] = _whole_like(parameter, own.detach()).cpu()
         return {**state, "state": whole}
 
@@ -186,26 +205,37 @@ class FullySharded(Strategy):
             else:
                 cut = _like(parameter)
                 same = {k: isinstance(v, Tensor) and v.shape == parameter.shape for k, v in found.items()}
-                own[i] = {k: own_rows(cut(v)).clone() if same[k] else v for k, v in found.items()}
+                own[i] = {k: own_part(cut(v)).clone() if same[k] else v for k, v in found.items()}
         return {**state, "state": own}
 
     def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory:
         """1 / n of weights, gradients and state; whole weights and gradients of one layer and of what is in no layer.
 
-        Owners of whole tensors, and the host, have 1 / n of weights and gradients once more.
+        Owners of whole tensors, and the host, have 1 / n of weights and gradients once more.  n: devices of a group; a
+        tensor has one owner of all devices.
         """
-        own, gradients, host = self.part(one.gradients), self.part(one.gradients), self.offload == "cpu"
-        standing = own + gradients if piece != "entry" or host else 0
+        n, host = self.ranks.world // self.copies, self.offload == "cpu"
+        weights, gradients = -(-one.weights // n), -(-one.gradients // n)
+        owners = self.ranks.world if piece != "entry" else n
+        standing = 2 * -(-one.gradients // owners) if piece != "entry" or host else 0
         passing = 2 * (one.layer + one.outside) if self.reshard else one.weights + one.layer + one.outside
-        state = self.part(one.optimizer)
+        state = -(-one.optimizer // owners)
         return replace(
             super().memory(one, piece),
-            weights=self.part(one.weights),
+            weights=weights,
             gradients=gradients,
             optimizer=0 if host else state,
             buffers=passing + (0 if host else standing),
             host=standing + state if host else 0,
         )
+
+
+def parts_of(tensor: Tensor) -> int:
+    """Into how many parts a tensor is divided; equally many ranks hold each of them."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    sizes = tensor.device_mesh.shape
+    return math.prod(n for n, placed in zip(sizes, tensor.placements, strict=True) if not placed.is_replicate())
 
 
 def _like(parameter: DTensor) -> Callable[[Tensor], Tensor]:
@@ -249,3 +279,4 @@ rule(
     fix="strategy.offload=none",
     where="strategy.offload",
 )
+refuse_uneven("fsdp", "copies", DEVICES)

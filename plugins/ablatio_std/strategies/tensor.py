@@ -1,24 +1,24 @@
 """Tensor parallelism: every device has some of the heads and features of each layer, and all rows of a batch."""
 
+import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from ablatio import strategies
+from ablatio import Positive, strategies
 from ablatio.model.device_memory import DeviceMemory
-from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
-from ablatio.model.strategy import Pass, Strategy
+from ablatio.model.strategy import Pass
 from ablatio.model.tensor_parallel import Devices, Divided, parts_of, refuse_what_does_not_divide
+from ablatio_std.strategies._stand_ins import own_part
 from ablatio_std.strategies._sums import exchange, summed
 from ablatio_std.strategies.sharded import FullySharded
+
+Degree = Annotated[int | None, Positive, "devices that divide each layer; null: all of the run"]
 
 
 @strategies.register("tensor", paper="arXiv:1909.08053")
@@ -28,64 +28,75 @@ class TensorParallel(FullySharded):
     Two sums of (rows, tokens, d_model) per layer in the forward pass, and as many in the backward pass.  Embeddings,
     head and norms are whole on every device; gradients of these are averaged, so that rounding cannot separate the
     devices.  The parts say by their facts column_parallel and row_parallel what is divided.
+
+    degree=t: t devices divide each layer.  n / t such groups share the rows of a batch, and divide the rows of each
+    weight once more, as fsdp does.
     """
 
-    splits, updates = "heads", "entry"
+    splits, grouped_by = "heads", "degree"
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, *, degree: Degree = None) -> None:
         super().__init__(ranks)
+        self.degree = degree or ranks.world
+        self.whole: list[nn.Parameter] = []  # not divided by heads or features
 
     def place(self, step: Pass) -> None:
-        parts, world = parts_of(step.model), self.ranks.world
-        refuse_what_does_not_divide(parts, world)
+        parts = parts_of(step.model)
+        refuse_what_does_not_divide(parts, self.degree)
         device = next(step.parameters()).device.type
-        self.mesh = init_device_mesh(device, (world,))
-        devices = Devices(world, self.ranks.rank, summed, self._own)
+        shape = (self.ranks.world // self.degree, self.degree)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("rows", "heads"))
+        self.heads = mesh["heads"]
+        devices = Devices(self.degree, self.heads.get_local_rank(), self._total, self._own)
         for divided in [Divided(part, devices) for part in parts]:
             for module, name, axis in divided.layout.divided:
                 if (whole := module._parameters.get(name)) is not None and not isinstance(whole, DTensor):
-                    own = distribute_tensor(whole.detach(), self.mesh, [Shard(axis)], src_data_rank=None)
+                    own = distribute_tensor(whole.detach(), self.heads, [Shard(axis)], src_data_rank=None)
                     module._parameters[name] = nn.Parameter(own, requires_grad=whole.requires_grad)
             divided.attach()
-        named = step.model.named_parameters(remove_duplicate=False)
-        self.sharded = {name: p for name, p in named if isinstance(p, DTensor)}
-        self.loose = [p for p in step.model.parameters() if not isinstance(p, DTensor)]
-        self.step_module = step
+        by_heads = {name for name, p in step.model.named_parameters() if isinstance(p, DTensor)}
+        if self.degree < self.ranks.world:
+            # Two sums make a tensor whole that is divided twice along one axis; torch logs that one would be faster.
+            logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+            self.shard(step, mesh["rows"])
+        else:
+            self.hold(step)
+        self.whole = [p for name, p in step.model.named_parameters() if name not in by_heads and p.dim() > 0]
+
+    def _total(self, x: Tensor) -> Tensor:
+        """Sum of a tensor over the devices that divide layers."""
+        return summed(x, self.heads.get_group())
 
     def _own(self, tensor: Tensor, axis: int) -> Tensor:
-        """This rank's part of a parameter, with its gradient, or of a buffer."""
+        """This rank's heads or features of a parameter, with its gradient, or of a buffer."""
         if isinstance(tensor, DTensor):
             return tensor.to_local()
-        return tensor.chunk(self.ranks.world, dim=axis)[self.ranks.rank]
-
-    def loss(self, example: Any, last: bool) -> Loss:
-        return Strategy.loss(self, example, last)
+        return tensor.chunk(self.degree, dim=axis)[self.heads.get_local_rank()]
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        super().backward(loss, last)
         if last:
-            exchange([p.grad for p in self.loose], self.ranks.total)
-
-    def gradient_norm(self, parameters: Any) -> Tensor:
-        found = [p.grad for p in parameters if p.grad is not None]
-        squares = torch.zeros((), device=self.mesh.device_type)
-        for gradient in found:  # of a divided tensor each rank has a part, all others count once
-            own = gradient.to_local().square().sum() * self.ranks.world if isinstance(gradient, DTensor) else None
-            squares = squares + (gradient.square().sum() if own is None else own)
-        return self.ranks.total(squares).sqrt()
+            gradients = [own_part(p.grad) for p in self.whole if p.grad is not None]
+            exchange(gradients, lambda own: self._total(own) / self.degree)
 
     def memory(self, one: DeviceMemory, piece: str) -> DeviceMemory:
-        """1 / n of the layers' weights, gradients and state; norms, and activations between parts, count as divided."""
+        """1 / n of the layers' weights, gradients and state; norms, and activations between parts, count as divided.
+
+        All devices that share a row have what is outside of layers.  With groups of devices, a layer's part and what is
+        outside are whole for a while, as with fsdp.  Owners of whole tensors have 1 / n of weights and gradients more.
+        """
+        world, groups = self.ranks.world, self.ranks.world // self.degree
         inside = (one.weights - one.outside) / max(one.weights, 1)
-        share = 1 - inside + inside / self.ranks.world
+        share = inside / world + (1 - inside) / groups
+        owned = 1 if groups > 1 else inside  # what is whole on all devices has no owner
+        whole = piece != "entry"
+        standing = 2 * math.ceil(one.gradients * owned / world) if whole else 0
+        passing = 2 * (-(-one.layer // self.degree) + one.outside) if groups > 1 else 0
         return replace(
             one,
             weights=math.ceil(one.weights * share),
             gradients=math.ceil(one.gradients * share),
-            optimizer=math.ceil(one.optimizer * share),
+            optimizer=math.ceil(one.optimizer * (owned / world + 1 - owned if whole else share)),
             activations=self.part(one.activations),
+            buffers=standing + passing,
         )
-
-    @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        yield  # all ranks call the model with the same inputs, each with its heads

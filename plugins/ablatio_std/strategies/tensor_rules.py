@@ -1,8 +1,11 @@
 """Rules for strategies that divide the heads and features of layers: what a part does not declare is refused."""
 
-from ablatio_std.strategies._refusals import DEVICES, refusals
+from ablatio_std.strategies._refusals import refusals, refuse_uneven
 
-_refuse = refusals("heads", "heads and features")
+DEGREE = "strategy.sharing"  # devices with the same rows: those that divide each layer
+_refuse = refusals("heads", "heads and features", DEGREE)
+
+refuse_uneven("tensor", "degree", "model.n_heads")
 
 for _kind in ("attention", "mlp"):
     _refuse(
@@ -42,17 +45,17 @@ _refuse(
     "shortcut",
 )
 _refuse(
-    f"model.n_heads % ({DEVICES}) != 0 and not facts.attention.absent",
+    f"model.n_heads % {DEGREE} != 0 and not facts.attention.absent",
     "model.n_heads={model.n_heads} does not divide",
     "model.n_heads",
 )
 _refuse(
-    f"attention.n_kv_heads % ({DEVICES}) != 0 and model.n_heads % ({DEVICES}) == 0",
+    f"attention.n_kv_heads % {DEGREE} != 0 and model.n_heads % {DEGREE} == 0",
     "attention.n_kv_heads={attention.n_kv_heads} does not divide",
     "attention",
 )
 _refuse(
-    f"model.inner_width % ({DEVICES}) != 0 and not facts.mlp.absent",
+    f"model.inner_width % {DEGREE} != 0 and not facts.mlp.absent",
     "the inner width {model.inner_width} of mlp={mlp.name} does not divide",
     "model.d_ff",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.registry.registry import Registry
@@ -44,8 +44,10 @@ class Strategy(Protocol):
     Facts:
     several   True if it trains on more than one device
     splits    what a device has less of than the whole: rows (of a batch) | heads (and features of each layer) | tokens
-              (of each row) | layers.  Devices that split something else than rows have all rows; those that split heads
-              draw the same random numbers
+              (of each row) | layers.  Devices that split something else than rows have all rows, or those of their
+              group; those that split heads draw the same random numbers
+    grouped_by  knob that says how many devices make a group, which has rows of its own; null in it, or no knob: those
+              that split heads or layers are one group, and each other one is a group
     shards    True if a device holds a part of the weights between passes
     engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
     updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one
@@ -57,6 +59,7 @@ class Strategy(Protocol):
 
     several: ClassVar[bool]
     splits: ClassVar[str]
+    grouped_by: ClassVar[str]
     shards: ClassVar[bool]
     engine: ClassVar[bool]
     updates: ClassVar[str]
@@ -104,7 +107,12 @@ strategies: Registry[Strategy] = Registry(
     wiring=("ranks",),
     methods=STRATEGY_METHODS,
     base="ablatio.model.strategy.Strategy",
-    facts={"several": True, "splits": "rows", "shards": False, "engine": False, "updates": "model"},
+    facts={"several": True, "splits": "rows", "grouped_by": "", "shards": False, "engine": False, "updates": "model"},
     default="single",
     scope="devices",
 )
+
+
+def sharing(facts: Mapping[str, Any], knobs: Mapping[str, Any], world: int) -> int:
+    """Number of devices, of `world`, that have the same rows; facts and knobs are those of the strategy."""
+    return int(knobs.get(facts["grouped_by"]) or (world if facts["splits"] in ("heads", "layers") else 1))
