@@ -131,6 +131,15 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in dict.fromkeys(found) if any(True for _ in layer.parameters())]
 
 
+def keep_rows_whole(model: Any) -> None:
+    """Let a model read each prompt with each of its answers, though it could read it once for all of them.
+
+    For strategies that make the weights of a layer whole when the gradient of its output comes: the last layer's output
+    for a prompt has none, only the keys and values that the answers use.
+    """
+    model.shared_prefix = False
+
+
 def piece_of(optimizer: PartChoice) -> str:
     """Return what an optimizer must update together: entry, tensor or model."""
     facts = kinds.optimizers[optimizer.name].facts

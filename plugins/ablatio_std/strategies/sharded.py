@@ -16,7 +16,7 @@ from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
-from ablatio.model.strategy import Build, Pass, Strategy, layers_of
+from ablatio.model.strategy import Build, Pass, Strategy, keep_rows_whole, layers_of
 
 from ._offload import Offload
 from ._stand_ins import StandIns, own_rows
@@ -44,6 +44,7 @@ class FullySharded(Strategy):
 
     def place(self, step: Pass) -> None:
         device = next(step.parameters()).device.type
+        keep_rows_whole(step.model)
         mesh = init_device_mesh(device, (self.ranks.world,))
         self.loose = [p for p in step.parameters() if p.dim() == 0]
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": {*self.loose}}
