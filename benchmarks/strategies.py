@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from _traffic import Model, collectives, with_whole_sums
 from _turns import status_kb
 
 SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "max_len": 128}
@@ -199,9 +200,8 @@ def asked(pipes: list[Connection], steps: int) -> list[dict[str, float]]:
 def formulas(names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Bytes that a rank sends in a step, its memory and its idle time, for one device (key `one`) and each strategy.
 
-    A sum of s bytes that all n ranks get sends 2 s (n - 1) / n, and parts that all get s (n - 1) / n.  A sum of which
-    each rank gets its part would send that too; gloo makes the whole sum, and so does DeepSpeed in zero1 and zero2.
-    A stage sends the states of all rows, or their gradients, and its part of the sum of the tied matrix's gradients.
+    `zero3` sends them at most: layers that are still whole when they are wanted again are not sent.  A stage of a
+    pipeline sends the states of all rows, or their gradients, and its part of the sum of the tied matrix's gradients.
     """
     import torch
 
@@ -223,14 +223,11 @@ def formulas(names: Sequence[str]) -> dict[str, dict[str, float]]:
         found.weights, found.gradients, 2 * found.weights, 0, (found.activations or 0) * ROWS, max(layers), outside,
         layers=tuple(layers), rows=ROWS,
     )  # fmt: skip
-    parts = (WORLD - 1) / WORLD * one.weights  # all get the parts of all weights
-    total = 2 * parts
+    sizes = Model(one.weights, outside, len(layers))
     sends = {
-        "ddp": total,
-        "fsdp": total + 2 * parts - (WORLD - 1) / WORLD * outside,  # layers for each pass
-        "zero1": total + parts,
-        "zero2": total + parts,
-        "zero3": total + 2 * parts,  # at most: layers that are still whole when they are wanted again are not sent
+        name: sum(each.sent(WORLD) for each in with_whole_sums(collectives(name, sizes, bucket=BUCKET_MB * 2**20)))
+        for name in map(strategy_of, names)
+        if name != "pipeline"
     }
     states = 4 * ROWS * SIZES["max_len"] * SIZES["d_model"]
     sends["pipeline"] = states * (WORLD - 1) * 2 / WORLD + 4 * VOCAB * SIZES["d_model"]

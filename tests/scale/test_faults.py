@@ -9,6 +9,7 @@ from helpers.gangs import TINY, TWO, Running, finished
 
 from ablatio.storage.checkpoints import Checkpoints
 
+POLICY = ("task=policy", "alignment=grpo", "reward=length", "task.prompt_tokens=4", "task.answer_tokens=24")
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
@@ -49,6 +50,25 @@ def test_killed_supervisor_leaves_no_rank(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_rank_that_hangs_is_named(tmp_path: Path) -> None:
     run = Running(tmp_path / "run", "trainer.timeout=4")
+    os.kill(run.pids[1], signal.SIGSTOP)
+    code, output = run.ended()
+    assert code == 5 and "lost rank 1" in output, output
+
+
+@pytest.mark.long
+def test_stop_signal_between_rollouts(tmp_path: Path) -> None:
+    """Each step samples first; the ranks agree at its end, and save with the rollout."""
+    run = Running(tmp_path / "run", *POLICY)
+    os.kill(run.pids[1], signal.SIGTERM)
+    code, output = run.ended()
+    assert code == 75, output
+    assert Checkpoints(tmp_path / "run" / "checkpoints").load().step > 0
+
+
+@pytest.mark.long
+def test_rank_lost_in_a_rollout(tmp_path: Path) -> None:
+    """Rank 0 waits for the answers of rank 1 no longer than the time-out."""
+    run = Running(tmp_path / "run", *POLICY, "trainer.timeout=4")
     os.kill(run.pids[1], signal.SIGSTOP)
     code, output = run.ended()
     assert code == 5 and "lost rank 1" in output, output

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
-from helpers.gangs import TINY, finished
+from helpers.gangs import TINY, TWO, finished
 
 from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
+from ablatio.registry import kinds
 from ablatio.training import rank_environment
 
+POLICY = ("task=policy", "reward=length", "task.prompt_tokens=8", "task.answer_tokens=16")
 REFUSED = {
     "devices without a strategy": (("trainer.devices=2",), "strategy=ddp"),
     "rows that do not divide": (("strategy=ddp", "trainer.devices=2", "train.batch_size=5"), "train.batch_size=6"),
@@ -69,8 +71,12 @@ REFUSED = {
                                              "strategy.microbatches=1"),
     "answers that stages would compare": (("strategy=pipeline", "trainer.devices=2", "task=preference",
                                            "alignment=dpo", "source=sentiment"), "strategy=fsdp"),
-    "a policy": (("strategy=ddp", "trainer.devices=2", "task=policy", "alignment=grpo", "reward=length"),
-                 "trainer.devices=1"),
+    "tokens of answers": (("strategy=context", "trainer.devices=2", *POLICY, "alignment=grpo"), "strategy=fsdp"),
+    "dropped updates": (("strategy=zero2", "trainer.devices=2", *POLICY, "alignment=ppo", "alignment.stop_drops=true"),
+                        "strategy=fsdp"),
+    "no updates": (("strategy=zero1", "trainer.devices=2", *POLICY, "alignment=rejection_sampling",
+                    "alignment.best_of=4"), "strategy=fsdp"),
+    "a policy over stages": (("strategy=pipeline", "trainer.devices=2", *POLICY, "alignment=grpo"), "strategy=fsdp"),
 }  # fmt: skip
 
 
@@ -88,6 +94,14 @@ def test_a_fix_drops_the_knobs_of_what_it_replaces() -> None:
         compose_run([*TINY, *words])
     command = str(error.value).partition("This runs: ablatio train ")[2]
     assert "strategy=fsdp" in command and "degree" not in command
+
+
+def test_a_task_for_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task of ours declares it; a task of a plugin may."""
+    monkeypatch.setitem(kinds.tasks["pretrain"].facts, "several_devices", False)
+    with pytest.raises(ConfigError, match="task=pretrain trains on one device") as error:
+        compose_run([*TINY, *TWO])
+    assert "try: trainer.devices=1" in str(error.value)
 
 
 def test_a_strategy_on_one_device_is_one_device() -> None:

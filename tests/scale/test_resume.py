@@ -45,6 +45,33 @@ def test_two_one_two(tmp_path: Path, strategy: str, stabilizer: str) -> None:
         assert theirs == pytest.approx(own, abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *(pytest.param(s, marks=pytest.mark.long) for s in ("fsdp", "tensor", "zero2", "zero3"))]
+)
+def test_in_the_middle_of_a_rollout(tmp_path: Path, strategy: str) -> None:
+    """A rollout lasts four steps: both changes find one that the other number of devices has sampled."""
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    usual = [word for word in TINY if not word.startswith("tokenizer=")]
+    policy = ("task=policy", "alignment=ppo", "alignment.minibatches=4", "reward=length", "reward.target=8",
+              "task.prompt_tokens=8", "task.answer_tokens=16", "task.held_out=4", "source=arithmetic",
+              "tokenizer=symbols", "stabilizer=[clip]", "alignment.epochs=1")  # fmt: skip
+    steps = ("train.steps=7", "train.checkpoint_every=1", "train.keep=9")
+    two = (f"strategy={strategy}", "trainer.devices=2")
+    for name, words in (("one", ()), ("mixed", two)):
+        done = finished(*usual, *policy, *steps, *words, f"out={tmp_path}", f"name={name}")
+        assert done.returncode == 0, done.stderr
+    mixed = tmp_path / "mixed"
+    for step, words in ((2, ("strategy=single", "trainer.devices=1")), (5, two)):
+        back_to(mixed, step)
+        done = finished(f"resume={mixed}", *words)
+        assert done.returncode == 0, done.stderr
+    for own, theirs in zip(rows(tmp_path / "one"), rows(mixed), strict=True):
+        assert theirs == pytest.approx(own, abs=1e-5)
+
+
 MESHES = {
     "copies": ("strategy=fsdp", "strategy.copies=2"),
     "grid": ("strategy=tensor", "strategy.degree=2"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.gangs import TINY, in_one_gang, rows
 
+from ablatio.registry.kinds import alignments
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import two_ranks
 
@@ -25,6 +26,16 @@ FURTHER: dict[str, Sequence[str]] = {
     "biased_moe": ("mlp=deepseek_moe", "mlp.bias_rate=0.001"),
     "dpo": ("task=preference", "alignment=dpo", *SENTIMENT),
     "reward": ("task=reward", *SENTIMENT),
+    "process_reward": ("task=process_reward", "source=worked_sums", "model.max_len=128"),
+    "self_training": (
+        "task=self_training",
+        "source=worked_sums",
+        "model.max_len=128",
+        "reward=length",
+        "task.answers=2",
+        "task.answer_tokens=16",
+        "task.held_out=4",
+    ),
     "lora": ("peft=lora",),
     "frozen": ("freeze=[embedding]",),
     "value_residual": ("attention=value_residual",),
@@ -94,6 +105,28 @@ ON_GRID = {
     "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=4"),
 }
 IN_COPIES = {name: (USUAL | FURTHER)[name] for name in ("masked_lm", "moe", "kto", "lora", "recomputed", "tied_off")}
+POLICY = (  # answers end early: one symbol in 96 ends them
+    "task=policy", "task.prompt_tokens=8", "task.answer_tokens=16", "task.held_out=4", "source=arithmetic",
+    "tokenizer=symbols", "schedule.warmup=0",
+)  # fmt: skip
+LENGTH = ("reward=length", "reward.target=8")
+POLICIES: dict[str, Sequence[str]] = {
+    "grpo": (*POLICY, *LENGTH, "alignment=grpo", "alignment.epochs=2", "train.accumulate=2"),
+    "ppo": (*POLICY, "alignment=ppo", "alignment.minibatches=2", "reward=process", "reward.function=length"),
+}
+METHODS = {
+    e.name: (*POLICY, *LENGTH, f"alignment={e.name}") for e in alignments if e.facts["data"] == "prompts"
+}  # fmt: skip
+POLICIES_FURTHER = METHODS | {
+    "compared": (*POLICY, "alignment=grpo", "reward=ranking"),  # eight answers to one prompt, four on each rank
+    "resampled": (*POLICY, *LENGTH, "alignment=dapo", "alignment.group=2", "task.answer_tokens=4"),
+    "easy_left_out": (*METHODS["rpt"], "alignment.least_entropy=2.766"),
+    "of_the_reference": (*METHODS["online_dpo"], "alignment.writer=reference", "alignment.pairs=all"),
+}
+DROPPED = {  # updates are dropped, which DeepSpeed's engine does not follow
+    "stopped": (*METHODS["ppo"], "alignment.stop_kl=1e-4", "alignment.stop_drops=true", "alignment.stop_by=k1"),
+    "best_of": (*METHODS["rejection_sampling"], "alignment.best_of=4"),
+}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -104,7 +137,11 @@ LOOSE |= {"adagrad": 1e-4}  # its first update is the sign of the gradient, of e
 def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, ranks: int = 1) -> None:
     """Train all cases in one process per rank."""
     folder.mkdir()
-    listed = [[name, [*TINY, *words, *strategy, f"out={folder}", f"name={name}"]] for name, words in cases.items()]
+    listed = []
+    for name, words in cases.items():
+        chosen = {word.partition("=")[0] for word in words if word.startswith("tokenizer=")}
+        usual = [word for word in TINY if word.partition("=")[0] not in chosen]
+        listed.append([name, [*usual, *words, *strategy, f"out={folder}", f"name={name}"]])
     in_one_gang(folder / "runs.json", listed, ranks)
 
 
@@ -132,6 +169,28 @@ def compare(one: Path, other: Path, cases: Mapping[str, Sequence[str]]) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_tasks(tmp_path: Path, strategy: str) -> None:
     same_on_two_ranks(tmp_path, USUAL, f"strategy={strategy}")
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor"])
+def test_policies(tmp_path: Path, strategy: str) -> None:
+    """Each rank draws, scores and trains on its own answers, with the random numbers that one device draws with."""
+    same_on_two_ranks(tmp_path, POLICIES, f"strategy={strategy}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "zero1", "zero2", "zero3"])
+def test_all_policies(tmp_path: Path, strategy: str) -> None:
+    cases = POLICIES_FURTHER
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+        cases = cases | {"ppo": POLICIES["ppo"], "grpo": POLICIES["grpo"]}
+    else:
+        cases = cases | DROPPED
+    if strategy == "tensor":  # its answers have equal log-probabilities up to rounding, and it counts which is larger
+        cases = {name: words for name, words in cases.items() if name != "online_dpo"}
+    same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
 
 
 @pytest.mark.slow

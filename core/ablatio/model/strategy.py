@@ -127,3 +127,12 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     stacks = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
     found = [layer for stack in stacks for layer in stack.layers]  # type: ignore[union-attr]
     return [layer for layer in dict.fromkeys(found) if any(True for _ in layer.parameters())]
+
+
+def keep_rows_whole(model: Any) -> None:
+    """Let a model read each prompt with each of its answers, though it could read it once for all of them.
+
+    For strategies that make the weights of a layer whole when the gradient of its output comes: the last layer's output
+    for a prompt has none, only the keys and values that the answers use.
+    """
+    model.shared_prefix = False

@@ -20,7 +20,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.model.prompting.session import Session
-from ablatio.model.ranks import ranks
+from ablatio.model.ranks import Ranks, ranks
 from ablatio.model.strategy import Pass, Strategy
 from ablatio.model.task import Task
 from ablatio.registry import kinds
@@ -186,13 +186,13 @@ def _share_compiled_code() -> None:
         os.environ[COMPILED] = str(cache_root() / "compiled")
 
 
-def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
-    """Read the data of a run and build its task: (context, task, stabilizers by name)."""
-    config = spec.config
+def build_task(spec: RunSpec, strategy: Strategy | None = None) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
+    """Read the data of a run and build its task: (context, task, stabilizers by name); None: one device."""
+    config, strategy = spec.config, strategy or Strategy(Ranks())
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
     rows, schedules = row_plan(spec.timeline, stabilizers), spec.timeline.schedules
-    setup = TaskContext(config, rows, open_reward, open_model, schedules)
+    setup = TaskContext(config, rows, open_reward, open_model, schedules, strategy.whole_weights)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 
@@ -215,7 +215,8 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
     config = spec.config
     machine = Machine.choose(config["trainer"], from_environment())
     machine.prepare(int(config["model"]["d_model"]))
-    setup, task, stabilizers = build_task(spec)
+    strategy = strategy_of(config)
+    setup, task, stabilizers = build_task(spec, strategy)
     spec = spec.with_ids(int(task.tokenizer.vocab_size))
     model, origin = within_memory(spec, lambda: start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh))
     if counted:
@@ -227,7 +228,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
         _share_compiled_code()
         model.compile_layers()
     task.attach(model)
-    learner = TrainingModule(setup, task, model, stabilizers, tuning, scheduled, strategy_of(config))
+    learner = TrainingModule(setup, task, model, stabilizers, tuning, scheduled, strategy)
     others = {"peft": tuning.part, "quantization": tuning.quantization, "task": task, "stabilizer": stabilizers}
     scheduled.connect(parts_of(setup.built | others | dict.fromkeys(("roles", "model"), learner.held)))
     return PreparedRun(spec, setup, task, model, learner, machine, origin, tuning)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class TaskContext:
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
     open_model   open_model(folder, key) returns the FrozenModel of a run, key: the setting for errors; None outside
     schedules    of settings that change during training, by path
+    whole_weights  context in which the task may call the trained model outside of `loss`, also on several devices; all
+                 ranks enter it together.  The hooks that score or prepare are called in it
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
@@ -60,6 +62,7 @@ class TaskContext:
     open_reward: OpenReward | None = None
     open_model: OpenModel | None = None
     schedules: Mapping[str, ValueSchedule] = field(default_factory=dict)
+    whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)

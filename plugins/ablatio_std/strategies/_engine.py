@@ -101,6 +101,7 @@ class Engine(Strategy):
         device = self.parameters[0].device.type
         import deepspeed
         import deepspeed.ops
+        from deepspeed.runtime.engine import DeepSpeedEngine
         from deepspeed.utils import groups
 
         # DeepSpeed calls collectives by the names that they had before torch 2.13.
@@ -108,6 +109,8 @@ class Engine(Strategy):
             warnings.filterwarnings("ignore", f"`torch.distributed.{name}`", FutureWarning)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled; gloo does the same
         deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)
+        # All ranks hold the same weights already, and DeepSpeed cannot send a scalar.
+        DeepSpeedEngine._broadcast_model = lambda engine: None
         groups._release_process_group_references(group=None)  # those of an earlier run of this process
         config = {
             "train_micro_batch_size_per_gpu": 1,  # DeepSpeed counts no rows: the loss is a sum that we divide

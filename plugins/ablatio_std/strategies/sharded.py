@@ -17,7 +17,7 @@ from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
-from ablatio.model.strategy import Build, Pass, Strategy, layers_of
+from ablatio.model.strategy import Build, Pass, Strategy, keep_rows_whole, layers_of
 
 from ._offload import Offload
 from ._refusals import DEVICES, refuse_uneven
@@ -62,6 +62,7 @@ class FullySharded(Strategy):
 
     def shard(self, step: Pass, mesh: DeviceMesh) -> None:
         """Let each rank hold its rows of all weights, over a mesh of (ranks,) or (copies, ranks)."""
+        keep_rows_whole(step.model)
         self.loose = [p for p in step.parameters() if p.dim() == 0]
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": {*self.loose}}
         for layer in layers_of(step.model):

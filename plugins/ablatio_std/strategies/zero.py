@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ablatio import rule, strategies
 from ablatio.model.device_memory import DeviceMemory
-from ablatio.model.strategy import Pass, layers_of
+from ablatio.model.strategy import Pass, keep_rows_whole, layers_of
 
 from ._engine import WIDTH, Engine
 
@@ -94,6 +94,7 @@ class Zero3(Engine):
 
     def place(self, step: Pass) -> None:
         super().place(step)
+        keep_rows_whole(step.model)
         self.named = dict(step.model.named_parameters(remove_duplicate=False))
         layers = layers_of(step.model)
         inside = {id(p) for layer in layers for p in layer.parameters()}
@@ -107,6 +108,7 @@ class Zero3(Engine):
     def wrap(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         from deepspeed import zero
 
+        zero.Init._zero_init_param = _divide  # without a broadcast: see Engine.wrap
         made = super().wrap(optimizer)
         for p in self.outside:  # embedding, head, last norm: methods read them that DeepSpeed does not see
             zero.register_external_parameter(self.step_module, p)
@@ -178,6 +180,12 @@ class Zero3(Engine):
             return parameter.detach().clone().cpu() if self.ranks.first else tensor
 
 
+def _divide(init: Any, parameter: nn.Parameter) -> None:
+    """Divide a weight over the ranks, as DeepSpeed's Init does with one that all of them hold."""
+    init._convert_to_deepspeed_param(parameter)
+    parameter.partition()  # type: ignore[operator]
+
+
 def _with_gradient(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Let the inputs of a layer have a gradient: DeepSpeed takes it as the sign that the layer's backward pass is over.
 
@@ -195,6 +203,8 @@ for _when, _what, _fix in (
     ("optimizer.name == 'adamw' and optimizer.hyperball", "optimizer.hyperball updates whole tensors", "strategy=fsdp"),
     ("optimizer.name in ('schedule_free', 'adagrad')", "optimizer={optimizer.name} is built or scored",
      "optimizer=adamw"),
+    ("alignment.stop_drops", "alignment.stop_drops drops gradients", "strategy=fsdp"),
+    ("alignment.best_of is not None", "alignment.best_of={alignment.best_of} drops gradients", "strategy=fsdp"),
     ("'skip_step' in stabilizer", "stabilizer=skip_step drops gradients", "strategy=fsdp"),
     ("'spike_rewind' in stabilizer", "stabilizer=spike_rewind drops gradients", "strategy=fsdp"),
     ("'unit_weights' in stabilizer", "stabilizer=unit_weights changes weights", "strategy=fsdp"),

@@ -1,6 +1,7 @@
 """Rollouts for policy methods: sampling answers to prompts, scoring them, and replacing uninformative prompts."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from ablatio.model.cost.flops import Work
 from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.rollout import Rollout, next_logits, sample_rollouts, streams
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.ranks import ranks
 from ablatio.model.rl.answers import Answer, ReasoningStep, judged, one_by_one
 from ablatio.training.task_context import TaskContext
 
@@ -62,6 +64,10 @@ class ScoredRollout:
 class RolloutSampler:
     """Samples answers from a model and scores them.
 
+    Ranks that share the rows of a batch sample and score those of their own, and get those of the others: every rank
+    returns what one device does.  All of them hold all weights of the model meanwhile.
+
+    compares  the reward compares the answers to a prompt
     processors  change the distribution of the answers that training uses
     words     parameter names of the method's `advantages`
     asked     number of prompts that training has used so far
@@ -80,6 +86,7 @@ class RolloutSampler:
     answer_tokens: int
     temperature: float
     processors: LogitsProcessors | None = None
+    compares: bool = False
     asked: int = 0
     work: Work = field(default_factory=Work)
     left_out: float = 0.0
@@ -99,16 +106,44 @@ class RolloutSampler:
 
         `stream` None: greedy answers; `processors` change what random ones are drawn from.
         """
-        seed, rows = self.setup.seeds.data, len(prompts) * group
-        # A random stream for each row, so that an answer does not depend on the others of its batch.
-        draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens, first)
-        rollout = sample_rollouts(
-            model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
-            group=group, temperature=self.temperature,
-            processors=None if draws is None else processors,
-        )  # fmt: skip
+        rollout = self._sampled(model, prompts, stream, group, first, processors)
         texts = self.texts(prompts, rollout, group)
-        return ScoredRollout(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
+        return ScoredRollout(list(prompts), rollout, texts, *self._judged(texts))
+
+    def _sampled(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        stream: int | None,
+        group: int,
+        first: int,
+        processors: LogitsProcessors | None,
+    ) -> Rollout:
+        """Sample the answers, arguments as above; each rank those of its rows, with their own random streams."""
+        own = ranks().rows(len(prompts) * group)
+        # Two ranks may share the answers to one prompt; a rank's rows are groups of `together` answers to one prompt.
+        together = math.gcd(group, own.start, own.stop)
+        asked = [prompts[row // group].ids for row in range(own.start, own.stop, together)]
+        seed, count = self.setup.seeds.data, own.stop - own.start
+        # A random stream for each row, so that an answer does not depend on the others of its batch.
+        draws = None if stream is None else streams(seed, stream, count, self.answer_tokens, first + own.start)
+        return sample_rollouts(
+            model, asked, draws, stop=self.stop, new_tokens=self.answer_tokens,
+            group=together, temperature=self.temperature,
+            processors=None if draws is None else processors,
+        ).gathered()  # fmt: skip
+
+    def _judged(self, texts: Sequence[Answer]) -> tuple[Tensor, list[list[ReasoningStep]] | None]:
+        """Score answers; each rank those of its rows, or the first one all of them if the reward compares them."""
+        if ranks().world == 1:
+            return judged(self.judge, self.judge_name, texts)
+        own = texts[slice(0, len(texts) * (ranks().replica == 0)) if self.compares else ranks().rows(len(texts))]
+        scores, steps = judged(self.judge, self.judge_name, own) if own else (torch.zeros(0), None)
+        plain = None if steps is None else [[[step.end, step.score] for step in row] for row in steps]
+        parts = ranks().collected([scores.tolist(), plain])[:: ranks().world // ranks().replicas]
+        # All get what the first rank has: a reward need not give the same number twice.
+        found, rows = ranks().told(lambda: [[x for p in parts for x in p[place] or ()] for place in (0, 1)])
+        return torch.tensor(found), [[ReasoningStep(*step) for step in row] for row in rows] or None
 
     def sample_and_count(self, *asked: Any, **how: Any) -> ScoredRollout:
         """Sample answers and count the work: each prompt is read once, and each answer without its last token."""
@@ -168,7 +203,8 @@ class RolloutSampler:
             if not least:
                 return candidates
             self.work += Work(read=sum(len(p.ids) for p in candidates), read_said=len(candidates))
-            hardness = method.hardness(next_logits(reference, [p.ids for p in candidates])).tolist()
+            hard = method.hardness(next_logits(reference, [p.ids for p in candidates]))
+            hardness = ranks().told(hard.tolist)  # one rank decides: another machine may round otherwise
             found += [p for p, h in zip(candidates, hardness, strict=True) if h >= least]
             seen += hardness
             # Bounded: a threshold that no place reaches would search for ever.

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ablatio import OptionOf, Positive, alignments, rule, sources
+from ablatio import OptionOf, Positive, alignments, rewards, rule, sources
 from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.decoding.rollout import Rollout
@@ -17,6 +17,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.number_format import compute_dtype
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.ranks import ranks
 from ablatio.model.rl.answers import Answer, one_by_one, token_rewards
 from ablatio.model.rl.kl import kl_estimates, masked_mean
 from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, tokens_read, values_of
@@ -24,21 +25,11 @@ from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
+from ._policy_batches import BatchNumber, BatchNumbers, of_all
 from ._policy_evaluation import HeldOutEvaluation
 from ._prompts import ChatPrompts, TextPrompts
 from ._rollout_metrics import MEASURES, OF_POLICY, CollapseDetector, rollout_metrics
 from ._rollouts import Reward, RolloutSampler, ScoredRollout, processors_of, reward_of
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNumber:
-    """A batch of a policy task, given by its number alone: its data are in the rollout."""
-
-    number: int
-
-    def to(self, device: torch.device | str) -> "BatchNumber":
-        """Itself: the rollout is already on the device."""
-        return self
 
 
 @tasks.register("policy", paper="arXiv:2203.02155")
@@ -51,6 +42,9 @@ class Policy(Task):
     conversations, or passages cut out of its documents.  `decode` truncates or penalizes the distribution that answers
     are drawn from in training.  `gold` also scores held-out answers and is never trained on:
     if it falls while the reward rises, the reward is being over-optimized (arXiv:2210.10760).
+
+    Several devices sample, score and train on the rows of their own, and exchange the tokens and numbers of all: a
+    method sees the whole rollout and the whole batch.
     """
 
     accepts, main, better = "documents", "reward", "higher"
@@ -58,7 +52,6 @@ class Policy(Task):
     needs, copies = ("alignment=ppo", "reward=length"), 1
     batch_changes = False
     reads = ("decode",)
-    several_devices = False
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(
@@ -88,7 +81,7 @@ class Policy(Task):
         self._find_prompts()
         self.asking = RolloutSampler(
             setup, self.prompts, self.tokenizer, *self._judge(), self.asks["advantages"], self.stop, answer_tokens,
-            temperature, processors_of(setup),
+            temperature, processors_of(setup), self._compares,
         )  # fmt: skip
         self.collapse = CollapseDetector(
             self.stop, self.asking.decode, float(setup.config["optimizer"].get("lr", 1e-3))
@@ -140,6 +133,11 @@ class Policy(Task):
             return one_by_one(self._right, self.name), self.name
         name = self._chosen("reward", "length")
         return reward_of(self.setup, name, self.tokenizer), name
+
+    @property
+    def _compares(self) -> bool:
+        """True if the reward compares the answers to a prompt."""
+        return not self.from_text and bool(rewards[self._chosen("reward", "length")].facts["compares"])
 
     def _right(self, answer: Answer) -> float:
         ids = answer.more["following"]
@@ -208,7 +206,8 @@ class Policy(Task):
         self.cursor += 1
         used = self.cursor >= self.method.epochs * self.method.minibatches
         if self.rollout is None or used or self._moved_too_far():
-            self._sample_rollout(model)
+            with self.setup.whole_weights():
+                self._sample_rollout(model)
             self.cursor = 0
         self.shares = {}
 
@@ -218,7 +217,8 @@ class Policy(Task):
         return sum(self.shares.values())
 
     def _moved_too_far(self) -> bool:
-        return hasattr(self.method, "stops") and bool(self.method.stops(self.moved))
+        # Together: on another machine the last digit of the sum may differ.
+        return hasattr(self.method, "stops") and ranks().agree(bool(self.method.stops(self.moved)))
 
     @torch.no_grad()
     def _sample_rollout(self, model: LanguageModel) -> None:
@@ -253,10 +253,12 @@ class Policy(Task):
         assert self.reference is not None
         rollout = drawn.rollout
         scores, mask = drawn.scores.to(rollout.mask), rollout.mask
-        how = {"temperature": self.temperature, "entropy": False}
-        reference, mode = policy_outputs(self.reference, rollout, **how), model.training
+        how, mode = {"temperature": self.temperature, "entropy": False}, model.training
         model.eval()
-        values = values_of(model, rollout, model.value_head) if self.critic else torch.zeros_like(mask)
+        ref_logps = of_all(rollout, lambda own: policy_outputs(self.reference, own, **how).logps)
+        values = torch.zeros_like(mask)
+        if self.critic:
+            values = of_all(rollout, lambda own: values_of(model, own, model.value_head))
         sixteen = compute_dtype(mask.device, torch.float32) != torch.float32
         old = self._read_logps(model, rollout) if self.off_policy or sixteen else rollout.logps
         model.train(mode)
@@ -267,7 +269,7 @@ class Policy(Task):
         return {
             "rewards": scores, "mask": mask, "max_length": self.answer_tokens,
             "token_rewards": token_rewards(scores, drawn.steps, mask, drawn.texts, self.asking.decode),
-            "old_logps": old, "ref_logps": reference.logps, "old_values": values,
+            "old_logps": old, "ref_logps": ref_logps, "old_values": values,
         }  # fmt: skip
 
     def _read_logps(self, model: LanguageModel, rollout: Rollout) -> Tensor:
@@ -279,7 +281,9 @@ class Policy(Task):
         found = torch.zeros_like(rollout.mask)
         for rows in self._order(0).split(int(self.setup.config["train"]["batch_size"])):
             answers = rollout[rows.to(found.device)]
-            found[rows] = policy_outputs(model, answers, temperature=self.temperature, entropy=False).logps
+            found[rows] = of_all(
+                answers, lambda own: policy_outputs(model, own, temperature=self.temperature, entropy=False).logps
+            )
         return found
 
     def _head(self, model: LanguageModel) -> Any:
@@ -290,21 +294,26 @@ class Policy(Task):
         part = self._select(rows)
         assert self.rollout is not None
         head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self.rollout[rows]
-        outputs = policy_outputs(model, answers, temperature=self.temperature, head=head, learns=learns)
+        own = answers[ranks().rows(len(rows))]
+        outputs = policy_outputs(model, own, temperature=self.temperature, head=head, learns=learns)
         self.asking.work += Work(learnt=tokens_read(model, answers), learnt_said=float(answers.mask.sum()))
         step = self._select(self._step_rows())["mask"].sum()
-        part |= {"logps": outputs.logps, "values": outputs.values, "entropy": outputs.entropy}
+        # A method may compare the answers of a batch: all ranks compute the loss of all rows, each with its gradient.
+        part |= {"logps": ranks().gather_rows(outputs.logps), "entropy": ranks().gather_rows(outputs.entropy)}
+        if "values" in self.asks["loss"]:
+            part["values"] = ranks().gather_rows(outputs.values)
         # The batch's share of the step's tokens: the mean over the batches is then the mean over all tokens.
         part["tokens"] = step * len(rows) / self.per_step
         loss, metrics = self.method.loss(**{w: part[w] for w in self.asks["loss"]})
         with torch.no_grad():
-            moved = kl_estimates(part["old_logps"], outputs.logps, part["mask"])
+            moved = kl_estimates(part["old_logps"], part["logps"], part["mask"])
             share = part["mask"].sum() / step  # 1 without accumulation
             self.shares[example.number] = float(getattr(moved, getattr(self.method, "stop_by", "k3")) * share)
-            entropy = masked_mean(outputs.entropy.detach(), part["mask"])
+            entropy = masked_mean(part["entropy"].detach(), part["mask"])
         found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
         found |= {"train/old_kl": moved.k3, "train/entropy": entropy}
-        return Loss(loss * len(rows), loss.new_full((), float(len(rows))), found)
+        share = len(rows) / ranks().replicas
+        return Loss(loss * share, loss.new_full((), share), found)
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         if self.best_of > 1:
@@ -367,13 +376,6 @@ class Policy(Task):
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
         if hasattr(self.method, "load_state_dict"):
             self.method.load_state_dict(state["method"])
-
-
-class BatchNumbers:
-    """Batches by number that hold their number alone: the answers are sampled when they are needed."""
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        return {"number": torch.tensor(number)}
 
 
 rule(

@@ -16,6 +16,7 @@ from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.ranks import ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,12 @@ class Rollout:
         }
         return cls(**{name: torch.cat(found) for name, found in rows.items()})
 
+    def gathered(self) -> "Rollout":
+        """The rows of all ranks that share a batch, in their order; on one device the rollout itself."""
+        prompts = ranks().gather_rows(self.prompts.flip(1)).flip(1)  # gathered rows are padded on the right
+        length = ranks().gather_rows(self.prompt_length)
+        return Rollout(prompts, length, *(ranks().gather_rows(x) for x in (self.tokens, self.mask, self.logps)))
+
     def prompt(self, row: int) -> list[int]:
         """Return the tokens of one prompt, without padding."""
         ids: list[int] = self.prompts[row, self.prompts.shape[1] - int(self.prompt_length[row]) :].tolist()
@@ -89,7 +96,7 @@ def sample_rollouts(
     processors: LogitsProcessors | None = None,
     rows: int = 64,
 ) -> Rollout:
-    """Sample `group` answers to each prompt, in consecutive rows.
+    """Sample `group` answers to each prompt, in consecutive rows; without prompts there are no rows.
 
     draws       random numbers (prompts x group, new_tokens) from `streams`; None: take the most likely token
     stop        token that ends an answer; None: every answer has `new_tokens` tokens
@@ -111,7 +118,7 @@ def sample_rollouts(
         for whole, part in zip((tokens, logps, mask), decoded, strict=True):
             whole[at] = part
     model.train(training)
-    longest = max(1, int(mask.sum(1).max()))
+    longest = max(1, int(mask.sum(1).max())) if count else 1
     rows_of = torch.arange(count, device=device) // group
     padded, _ = _padded(prompts, device)
     length = torch.tensor([len(p) for p in prompts], device=device)
@@ -139,8 +146,9 @@ def _buckets(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Prompts padded on the left (B, P), and their segments (B, P) with PADDING; None if nothing is padded."""
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], dtype=torch.long)
+    longest = max(map(len, prompts), default=0)
+    rows = [[0] * (longest - len(p)) + list(p) for p in prompts]
+    tokens = torch.tensor(rows, dtype=torch.long).view(len(rows), longest)
     if all(len(p) == longest for p in prompts):
         return tokens.to(device), None
     short = torch.tensor([longest - len(p) for p in prompts])
