@@ -50,11 +50,13 @@ def widest(config: Mapping[str, Any], room: float) -> Fitting | None:
 def _largest(
     config: Mapping[str, Any], sizes: Callable[[int], dict[str, int]], room: float, degree: int
 ) -> Fitting | None:
-    """The model of the largest number whose `sizes` fit; memory grows with the number, about as its power `degree`.
+    """The model of the largest number whose `sizes` fit; memory is about a + b number^degree, exact for layers.
 
-    Each guess comes from the memory of the last one: a search by halves would build many models that are too large.
+    Each guess comes from two numbers on both sides of the answer, or the last two below it: with layers the third one
+    is right, and a search by halves would build many models that are too large.
     """
-    low, high, guess, best = 0, MOST, 1, None
+    known: dict[int, Fitting] = {}  # in the order of their numbers
+    low, high, guess = 0, MOST, 1
     while high - low > 1:
         # Some numbers are none: heads that a strategy does not divide.  The next one below, else above, is taken.
         near = chain(range(guess, low, -1), range(guess + 1, high))
@@ -62,13 +64,23 @@ def _largest(
         if number is None:
             break
         spec = RunSpec(_with(config, sizes(number)))
-        found = Fitting(sizes(number), spec.size.parameters, memory_per_device(spec).total)
-        if found.bytes <= room:
-            low, best = number, found
-        else:
-            high = number
-        guess = min(max(int(number * (room / found.bytes) ** (1 / degree)), low + 1), high - 1)
-    return best
+        known[number] = Fitting(sizes(number), spec.size.parameters, memory_per_device(spec).total)
+        low, high = (number, high) if known[number].bytes <= room else (low, number)
+        known = dict(sorted(known.items()))
+        below, above = [n for n in known if n <= low], [n for n in known if n >= high]
+        first, second = ([0, 0, *below, *above[:1]])[-2:]
+        guess = min(max(_interpolated(known, first, second, room, degree), low + 1), high - 1)
+    return known.get(low)
+
+
+def _interpolated(known: Mapping[int, Fitting], first: int, second: int, room: float, degree: int) -> int:
+    """The number whose memory is `room` on the curve a + b number^degree through two known ones; one more for one."""
+    if first not in known:
+        return second + 1
+    least, rise = known[first].bytes, known[second].bytes - known[first].bytes
+    # A part may need no memory of its own; then any number fits.
+    power = first**degree + (second**degree - first**degree) * (room - least) / rise if rise > 0 else MOST**degree
+    return int(max(power, 0.0) ** (1 / degree) + 1e-9)
 
 
 def _with(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:

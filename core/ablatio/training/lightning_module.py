@@ -331,7 +331,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of loss, stabilizers and task, on the device of the model."""
-        device = next(p.device for p in self.model.parameters() if not p.is_meta)
+        # A stage of a pipeline has the layers of the others on the meta device.
+        device = min((p.device for p in self.model.parameters()), key=lambda place: place.type == "meta")
         self.loss_sum, self.loss_count = on_device(checkpoint["loss_sum"], device), checkpoint["loss_count"]
         for name, state in checkpoint["stabilizers"].items():
             self.stabilizers[name].load_state_dict(on_device(state, device))  # type: ignore[attr-defined]

@@ -232,7 +232,7 @@ class Attention(Protocol):
     Facts for devices that divide the tokens of a row (ablatio.model.token_parallel):
     splits_tokens        True if a token needs nothing of the others but the keys and values that `ctx.place` returns
 
-    Fact for devices that divide the layers (ablatio.model.stages):
+    Facts for devices that divide the layers (ablatio.model.stages):
     splits_layers        False if it hands something on to other layers, or reads what they have left (`ctx.passed_on`)
     """
 
