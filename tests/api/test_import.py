@@ -1,5 +1,6 @@
 """`import ablatio` is light and gives every name."""
 
+import os
 import subprocess
 import sys
 
@@ -49,3 +50,16 @@ def test_no_call_has_the_name_of_a_package() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         ablatio.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("own", ["", "active"])
+def test_the_api_sets_what_torch_reads_and_an_import_alone_nothing(own: str) -> None:
+    """Waiting threads leave the cores to other programs; what the user has set stays."""
+    code = (
+        "import os, ablatio\nalone = os.environ.get('OMP_WAIT_POLICY', '')\n"
+        "ablatio.list_parts\nprint(alone, os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": own} if own else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ([own, own] if own else ["passive"])

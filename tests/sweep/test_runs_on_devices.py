@@ -88,7 +88,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pool(tmp_path: Path) -> None:
     sweep(tmp_path / "two", *ON_TWO, "seed=1", "workers=2")
     same_as_one_device(tmp_path / "two", tmp_path, "seed=1", "workers=2")

@@ -1,13 +1,13 @@
 """Command line `ablatio COMMAND ...`: errors without a traceback, with the exit codes of `ablatio.errors`."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ablatio.cli.commands import COMMANDS
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted
+from ablatio.storage import before_torch
 from ablatio.storage.collector import collect_seldom
 from ablatio.storage.early_stop import early_stops
 from ablatio.storage.process import Stopped
@@ -32,11 +32,7 @@ failed, 4 the run diverged, 5 problem of the machine (disk, permissions), 75 int
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Set before torch is imported.  By default OpenMP threads spin while they wait: if another program uses the cores
-    # too, a step of the default model takes 3.5 s instead of 0.1 s.  Passive waiting costs little on an idle machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Detect a GPU without initializing CUDA, because a sweep forks its runs from this process.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    before_torch.set_defaults()
     collect_seldom()
     with safe_streams() as (out, _):
         code = _guarded(words)
