@@ -272,7 +272,15 @@ class Block(Protocol):
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
-DIVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(("column_parallel", "row_parallel", "replicated", "enters"), ())
+DIVIDED: dict[str, Any] = {
+    "splits_tokens": False, "splits_layers": True,
+    "column_parallel": (), "row_parallel": (), "replicated": (), "enters": (),
+}  # fmt: skip
+ATTENTION: dict[str, Any] = {
+    "caches": True, "takes_bias": True, "takes_segments": True, "queries_scale": True, "cross": False,
+    "bidirectional": True, "prefix": False, "rotates_cached_keys": True, "takes_values": False, "metrics": (),
+    "absent": False, "same_in_groups": "", "float32_products": False, "waits": "", **DIVIDED,
+}  # fmt: skip
 
 norms: Registry[nn.Module] = Registry(
     "norm",
@@ -325,15 +333,7 @@ mlps: Registry[nn.Module] = Registry(
     contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={
-        "metrics": (),
-        "batch_dependent": False,
-        "absent": False,
-        "waits": "",
-        "splits_tokens": False,
-        "splits_layers": True,
-        **DIVIDED,
-    },
+    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": "", **DIVIDED},
     scope="model",
     per_layer="inside",
     usual="dense",
@@ -375,25 +375,7 @@ attentions: Registry[nn.Module] = Registry(
         "head_norm",
     ),
     methods=("forward",),
-    facts={
-        "caches": True,
-        "takes_bias": True,
-        "takes_segments": True,
-        "queries_scale": True,
-        "cross": False,
-        "bidirectional": True,
-        "prefix": False,
-        "rotates_cached_keys": True,
-        "takes_values": False,
-        "metrics": (),
-        "absent": False,
-        "same_in_groups": "",
-        "float32_products": False,
-        "waits": "",
-        "splits_tokens": False,
-        "splits_layers": True,
-        **DIVIDED,
-    },
+    facts=ATTENTION,
     scope="model",
     per_layer="inside",
     usual="mha",
