@@ -1,5 +1,6 @@
 """A checkpoint does not know how many devices wrote it: 2 ranks -> 1 device -> 2 ranks is one run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,16 +33,21 @@ def back_to(folder: Path, step: int) -> None:
 def test_two_one_two(tmp_path: Path, strategy: str, stabilizer: str) -> None:
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
+    same_on_the_way(tmp_path, strategy, (*TINY, *STEPS, f"stabilizer={stabilizer}"), (2, 4))
+
+
+def same_on_the_way(folder: Path, strategy: str, run: Sequence[str], changes: tuple[int, int]) -> None:
+    """A run on two devices that goes on alone from one step and on two from another has the metrics of one device."""
     two = (f"strategy={strategy}", "trainer.devices=2")
     for name, words in (("one", ()), ("mixed", two)):
-        done = finished(*TINY, *STEPS, f"stabilizer={stabilizer}", *words, f"out={tmp_path}", f"name={name}")
+        done = finished(*run, *words, f"out={folder}", f"name={name}")
         assert done.returncode == 0, done.stderr
-    mixed = tmp_path / "mixed"
-    for step, words in ((2, ("strategy=single", "trainer.devices=1")), (4, two)):
+    mixed = folder / "mixed"
+    for step, words in zip(changes, (("strategy=single", "trainer.devices=1"), two), strict=True):
         back_to(mixed, step)
         done = finished(f"resume={mixed}", *words)
         assert done.returncode == 0, done.stderr
-    for own, theirs in zip(rows(tmp_path / "one"), rows(mixed), strict=True):
+    for own, theirs in zip(rows(folder / "one"), rows(mixed), strict=True):
         assert theirs == pytest.approx(own, abs=1e-5)
 
 
@@ -56,17 +62,7 @@ def test_in_the_middle_of_a_rollout(tmp_path: Path, strategy: str) -> None:
               "task.prompt_tokens=8", "task.answer_tokens=16", "task.held_out=4", "source=arithmetic",
               "tokenizer=symbols", "stabilizer=[clip]", "alignment.epochs=1")  # fmt: skip
     steps = ("train.steps=7", "train.checkpoint_every=1", "train.keep=9")
-    two = (f"strategy={strategy}", "trainer.devices=2")
-    for name, words in (("one", ()), ("mixed", two)):
-        done = finished(*usual, *policy, *steps, *words, f"out={tmp_path}", f"name={name}")
-        assert done.returncode == 0, done.stderr
-    mixed = tmp_path / "mixed"
-    for step, words in ((2, ("strategy=single", "trainer.devices=1")), (5, two)):
-        back_to(mixed, step)
-        done = finished(f"resume={mixed}", *words)
-        assert done.returncode == 0, done.stderr
-    for own, theirs in zip(rows(tmp_path / "one"), rows(mixed), strict=True):
-        assert theirs == pytest.approx(own, abs=1e-5)
+    same_on_the_way(tmp_path, strategy, (*usual, *policy, *steps), (2, 5))
 
 
 MESHES = {

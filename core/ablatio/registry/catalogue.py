@@ -24,6 +24,7 @@ from typing import Any
 
 from ablatio.errors import EnvironmentFault
 from ablatio.registry.part_spec import Distribution, PartSpec
+from ablatio.storage.atomic_write import make_folder, write_text
 from ablatio.storage.json_files import damaged, read_object
 from ablatio.storage.paths import HERE, cache_root
 
@@ -142,8 +143,10 @@ def read(sources: list[PluginSource]) -> Catalogue:
     _refuse_without_ours(found)
     data = found.to_json()
     if all(failure.get(LASTING) for failure in found.failures):
-        with contextlib.suppress(OSError):  # without a cache the next command scans again, which only costs time
-            _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
+        # Without a cache the next command scans again, which only costs time.
+        with contextlib.suppress(OSError, EnvironmentFault):
+            make_folder(path.parent)
+            write_text(path, json.dumps({"digest": _digest(data), "catalogue": data}))
     return found
 
 
@@ -177,13 +180,6 @@ def _to_be_retried(path: Path, catalogue: Mapping[str, Any]) -> bool:
 
 def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)
 
 
 def _fingerprint(sources: list[PluginSource]) -> str:
