@@ -18,7 +18,7 @@ Judge = Callable[[str, Sequence[str], Sequence[Sequence[int]]], Sequence[float]]
 
 
 class OpenedRun(Protocol):
-    """What is used of a run: its model, its tokenizer and its chat template."""
+    """A run whose model continues texts: its model, tokenizer and chat template."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""What the data layer hands on: documents, conversations, feedback, formatted chats, a filter's verdict."""
+"""Records of the data layer: documents, conversations, feedback, segments of chats, verdicts of filters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -107,7 +107,10 @@ def sources() -> list[PluginSource]:
 
 
 def scan_in_this_process() -> None:
-    """Entry point of the child that writes a catalogue: the request on stdin says of which plugins, and where to."""
+    """Scan plugins in a child process.
+
+    A JSON request on stdin names the plugins and the file that gets their catalogue.
+    """
     collect_seldom()
     request = json.load(sys.stdin)
     with contextlib.suppress(ImportError):  # so that its two seconds do not count against the first plugin

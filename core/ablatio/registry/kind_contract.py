@@ -1,4 +1,4 @@
-"""What a kind says of its parts and which it holds: the data of a Registry, for the modules that it is made from."""
+"""Attributes of a Registry, in a module of their own for the modules that Registry itself imports."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from ablatio.registry.part_spec import PartSpec
 
 
 class KindContract:
-    """Attributes of a Registry, whose docstring says what they mean."""
+    """Base class of Registry, with the types of its attributes; the docstring of Registry has their meaning."""
 
     kind: str
     base: str

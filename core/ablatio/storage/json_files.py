@@ -1,4 +1,4 @@
-"""Reading JSON files that others may have changed: one function that says what was expected, and where.
+"""Read JSON files that others may have changed; errors say what was expected, and where.
 
 Whatever a file holds, reading it gives the expected value or a DamagedFile with one sentence; a missing file is a
 FileNotFoundError, which callers handle.

@@ -50,7 +50,7 @@ def _devices(job: Job) -> int:
 
 
 def _failure(result: Result) -> Mapping[str, Any] | None:
-    """What `more` is told of a run without a summary: divergence is an outcome, other failures are None."""
+    """Result of a run without a summary: its status if it diverged, None if it failed otherwise."""
     return {"status": "diverged"} if result.entry.kind == "diverged" else None
 
 

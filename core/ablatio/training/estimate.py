@@ -63,7 +63,7 @@ def _room(config: Mapping[str, Any]) -> int:
 
 
 def _where(config: Mapping[str, Any]) -> str:
-    """What has the memory, for messages."""
+    """Name of what has the memory, for messages: this machine, or a device."""
     if not several_devices(config["trainer"]):
         return "this machine"
     return f"each of {world_of(config)} devices with strategy={config['strategy']['name']}"

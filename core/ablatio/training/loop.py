@@ -386,7 +386,7 @@ class TrainingLoop:
 
 
 def _direction(name: str) -> str:
-    """Whether lower or higher is better for a score of a task beside its main one."""
+    """Return "lower" or "higher", the better direction of a further score of a task."""
     return "lower" if name in ("val/loss", "val/bpb") else "higher"
 
 

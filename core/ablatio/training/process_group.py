@@ -260,7 +260,7 @@ def _first_line(error: Any) -> str:
 
 
 def refuse_mismatch(place: Place, trainer: Mapping[str, Any]) -> None:
-    """Raise UserError if as many ranks were started as the config does not ask for."""
+    """Raise UserError if the number of ranks that were started is not that of the config."""
     wanted = int(trainer["devices"]) * int(trainer["nodes"])
     if place.world != wanted:
         raise UserError(

@@ -22,7 +22,7 @@ WARM_UP = 0.1
 
 
 class Rows(Protocol):
-    """What is used of the run's data (DataStreams)."""
+    """Rows of a run's sources: the methods of DataStreams that proxies call."""
 
     setup: Any
     corpora: dict[str, Corpus]

@@ -11,7 +11,7 @@ from ablatio.model.prompting.types import Usage
 
 
 class Tokenized(Protocol):
-    """What is used of the session that asks: its model, and texts as tokens."""
+    """A model with its tokenizer, as a Session has them."""
 
     model: Any
     tokenizer: Any

@@ -49,7 +49,7 @@ class ItemDifference:
         return self.second - self.first
 
     def sentence(self) -> str:
-        """What the items say about the difference, for readers."""
+        """Both means, their difference and its interval, as a sentence of the report."""
         means = f"{self.column}: {self.first:.4g} and {self.second:.4g} on the same {self.items} items"
         if not math.isfinite(self.p):
             return f"{means}; one cluster of items: no test"

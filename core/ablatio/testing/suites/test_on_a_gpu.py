@@ -1,4 +1,4 @@
-"""What a part does to a GPU, seen without one: does a training step wait for it, and what does autocast leave alone."""
+"""Find, without a GPU, where a part makes a training step wait for one, and what autocast leaves in float32."""
 
 from collections import Counter
 from typing import Any

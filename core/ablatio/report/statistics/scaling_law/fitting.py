@@ -57,7 +57,7 @@ class Form(Protocol):
         ...
 
     def target(self, z: Array) -> Array:
-        """What `log_loss` predicts, from the losses."""
+        """Transform losses to the quantity that `log_loss` predicts."""
         ...
 
     def score(self, y: Array) -> Array:
