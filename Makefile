@@ -3,7 +3,7 @@
 #   make demo      a model, a study and its report          (installs the core alone)
 #   make fast      the unit tests, two minutes              (this and what follows installs all that is tested)
 #   make test      lint and tests, the long matrices sampled
-#   make test-all  every test; the result is kept as tests/results/all.json
+#   make test-all  every test, some hours; the results are kept in tests/results/all.json (helpers/results.py)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

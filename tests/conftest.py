@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if (results := config.getoption("--results")) and not hasattr(config, "workerinput"):
         from helpers.results import ResultsFile
 
-        config.pluginmanager.register(ResultsFile(Path(results)))
+        config.pluginmanager.register(ResultsFile(Path(results), config.rootpath))
     cache = getattr(config, "cache", None)  # None with -p no:cacheprovider
     os.environ["ABLATIO_CACHE"] = str(cache.mkdir("ablatio")) if cache else tempfile.mkdtemp()
 

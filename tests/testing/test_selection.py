@@ -46,7 +46,7 @@ def run(folder: Path, select: str) -> dict[str, int]:
     done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
-    assert found["exit_status"] == 0 and found["failed"] == []
+    assert found["failed"] == []
     return {name.split("::")[1]: counts["passed"] for name, counts in found["tests"].items()}
 
 
