@@ -87,6 +87,13 @@ def covered_in_headline(said: Said, found: Simulated) -> tuple[int, int]:
     return covered(said[:1], found)
 
 
+def covered_together(said: Said, found: Simulated) -> tuple[int, int]:
+    """1 if each interval that holds for all comparisons together contains its true difference."""
+    truth = dict(zip(found.names, found.truth, strict=True))
+    wide = [(i, i.together) for sentence in said for i in intervals(sentence) if i.together]
+    return all(low <= truth[i.a] - truth[i.b] <= high for i, (low, high) in wide), 1
+
+
 def arm1_wins(said: Said, found: Simulated) -> tuple[int, int]:
     return any(pair == ("arm1", "base") for pair in claims(said)), 1
 
@@ -213,6 +220,8 @@ def coverage_cells() -> list[Cell]:
         Cell("coverage, one arm varies 3 times, 5 seeds", one_factor(some, 5, spread(1, 3)), covered, *limits),
         Cell("coverage, heavy tails, 5 seeds", one_factor(some, 5, heavy), covered, 0.94, 1.0),
         Cell("coverage, moderated, 4 arms, 3 seeds", one_factor(some, 3), covered, *limits, options=moderated),
+        *(Cell(f"coverage, for all comparisons together, 4 arms, {n} seeds", one_factor(some, n), covered_together,
+               0.94, 1.0) for n in (2, 5)),
         Cell("coverage, headline, 2 arms, 5 seeds", one_factor([0, 1], 5), covered_in_headline, *limits, Asked(False)),
         Cell("coverage, headline, 2 arms, baseline, 5 seeds", one_factor([0, -1], 5), covered_in_headline, *limits),
         # The largest of several is given Bonferroni's interval, which covers more often than it says.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ablatio.report.analysis.findings import STAR
 from ablatio.report.analysis.verdict_texts import TEXTS
 from ablatio.report.escape import latex, visible
 
@@ -49,7 +50,7 @@ def arms_latex(findings: Findings) -> str:
         rows.append([*cells, *([f"{row.arm.count('diverged')} of {len(row.arm.runs)}"] if lost else [])])
     head += ["diverged"] if lost else []
     pairs = found.pairs if found else ()
-    notes += ["$^{*}$ interval for all comparisons together"] if any(p.corrected for p in pairs) else []
+    notes += [f"$^{{*}}$ interval {STAR}"] if any(p.corrected for p in pairs) else []
     ranked = "$^{r}$ of signed ranks with diverged runs as the worst; no verdict on the mean"
     notes += [ranked] if any(p.ranked and not math.isnan(p.p) for p in pairs) else []
     text = "".join(f"% {visible(line)}\n" for line in (r"needs \usepackage{booktabs}", findings.caption) if line)
@@ -72,7 +73,7 @@ def _compared(pair: Pair | None) -> list[str]:
     """Cells of a difference under COMPARED; empty for the arm that the others are compared with."""
     if pair is None or math.isnan(pair.difference.mean):
         return [""] * len(COMPARED)
-    low, high = pair.interval
+    low, high = pair.difference.low, pair.difference.high
     star, rank = "^{*}" if pair.corrected else "", "^{r}" if pair.ranked else ""
     mean = "" if pair.ranked else f"${pair.difference.mean:+.4f}$"
     interval = "" if math.isnan(low) else f"$[{low:+.4f}, {high:+.4f}]{star}$"

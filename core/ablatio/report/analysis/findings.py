@@ -44,6 +44,7 @@ from ablatio.sweep.study import Study, design_facts, label_of
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last part of their name
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": "", "hsu": "closed testing"}
+STAR = "of one comparison alone; that for all comparisons together contains 0"  # of an interval with this mark
 SHRUNK = 4  # arms from which their means are shrunk
 Notes = list[tuple[str, Mapping[str, object]]]  # keys of the verdict's texts, with their values
 
@@ -180,7 +181,7 @@ class Findings:
                 f"together; p after closed testing; {self.metric}, "
                 f"{'lower' if self.better == 'low' else 'higher'} is better."
             )
-        star = ", with * corrected for all comparisons" if any(p.corrected for p in self.comparison.pairs) else ""
+        star = f" (*: {STAR})" if any(p.corrected for p in self.comparison.pairs) else ""
         against = "the baseline" if self.comparison.baseline else "every other arm"
         corrected = CORRECTIONS[self.comparison.correction]
         return (

@@ -15,6 +15,7 @@ from ablatio.report.analysis.pair_sentences import Speaker, rounded_up
 from ablatio.report.analysis.verdict_texts import TEXTS
 from ablatio.report.analysis.verdict_types import LANGUAGES, ArmFacts, Kind, Language, Sentence, Verdict
 from ablatio.report.statistics import Comparison, Divergence
+from ablatio.report.statistics.comparison import SEQUENTIAL
 
 __all__ = ["LANGUAGES", "TEXTS", "ArmFacts", "Language", "Sentence", "Verdict", "refusal", "verdict"]
 
@@ -181,6 +182,8 @@ class _Headlines(Speaker):
         intervals = [p for p in tested if not math.isnan(p.difference.low)]
         if intervals:
             found.append(self.say("chance", interval=self._interval(), p=self.words[self._correction]))
+        if any(p.corrected for p in tested) and len(self.comparison.pairs) > 1:
+            found.append(self.say("corrected intervals", level=100 * (1 - self.comparison.alpha)))
         return found
 
     def _tuning(self) -> list[str]:
@@ -200,8 +203,9 @@ class _Headlines(Speaker):
     def _interval(self) -> str:
         if self.comparison.best is not None:
             return self.say("together", level=100 * (1 - self.comparison.alpha))
-        bootstrapped = any(pair.difference.method.startswith("BCa") for pair in self.comparison.pairs)
-        return self.words["bootstrapped" if bootstrapped else "interval"]
+        methods = {pair.difference.method for pair in self.comparison.pairs}
+        bootstrapped = any(method.startswith("BCa") for method in methods)
+        return self.words["bootstrapped" if bootstrapped else "interval looks" if SEQUENTIAL in methods else "interval"]
 
     @property
     def _correction(self) -> str:

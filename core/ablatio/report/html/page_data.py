@@ -130,10 +130,10 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
-    d, (low, high) = pair.difference, pair.interval
+    d = pair.difference
     return {
-        "a": pair.a, "b": pair.b, "mean": d.mean, "low": low, "high": high, "n": d.n, "p": pair.p,
-        "corrected": pair.corrected is not None, "better": pair.better, "planned": pair.planned_seeds,
+        "a": pair.a, "b": pair.b, "mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": pair.p,
+        "together": pair.corrected, "better": pair.better, "planned": pair.planned_seeds,
         "left_out": pair.left_out,
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm
-from ablatio.report.analysis.findings import Findings, Row
+from ablatio.report.analysis.findings import STAR, Findings, Row
 from ablatio.report.analysis.search import search_of
 from ablatio.report.escape import csv_text, terminal
 from ablatio.report.read.run import Run
@@ -54,13 +54,12 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def interval(row: Row) -> str:
-    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline; `*`: corrected for all comparisons."""
+    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline; `*`: see `Pair.corrected`."""
     d = row.pair.difference if row.pair else None
     if d is None or math.isnan(d.mean):
         return ""
-    low, high = row.pair.interval if row.pair else (d.low, d.high)
     star = "*" if row.pair and row.pair.corrected else ""
-    reach = "" if math.isnan(low) else f" [{number(low, True)}, {number(high, True)}]{star}"
+    reach = "" if math.isnan(d.low) else f" [{number(d.low, True)}, {number(d.high, True)}]{star}"
     return number(d.mean, True) + reach
 
 
@@ -99,7 +98,7 @@ def show(console: Console, findings: Findings) -> None:
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
     if any(row.pair and row.pair.corrected for row in findings.rows):
-        console.print("* interval corrected for all comparisons", highlight=False, markup=False)
+        console.print(f"* interval {STAR}", highlight=False, markup=False)
     if not first:
         _show_effects(console, findings)
     for sentence in lost(findings.table):

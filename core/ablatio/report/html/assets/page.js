@@ -53,7 +53,7 @@ const done = () => (data.states.done || 0) > 0;
 // ---------------------------------------------------------------- differences
 
 const FOREST = 30;
-const starred = () => data.pairs.some((p) => p.corrected);
+const starred = () => data.pairs.some((p) => p.together);
 
 function forest() {
   if (!data.pairs.length) return null;
@@ -98,7 +98,7 @@ const excess = (x) => (x < 0 ? "−" : "+") + percent(Math.abs(x));
 function differenceCell(a, digits) {
   if (a.baseline) return h("span", { class: "tag" }, t("baseline"));
   if (!a.pair || !known(a.pair.mean)) return "–";
-  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]${a.pair.corrected ? "*" : ""}` : "";
+  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]${a.pair.together ? "*" : ""}` : "";
   return h("span", { class: outcome(a.pair, a.name) }, h("span", { class: "tint" }, signed(a.pair.mean, digits)), reach);
 }
 
