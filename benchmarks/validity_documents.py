@@ -2,14 +2,14 @@
 
     python benchmarks/validity_documents.py        # 20,000 studies a cell; results/validity_documents.json
 
-The claim of a report is on a setting, so it has to hold for new seeds.  All runs are scored on the same documents d, and
-run (arm a, seed s) has the losses
+The claim of a report is on a setting, so it has to hold for new seeds.  All runs are scored on the same documents d,
+and run (arm a, seed s) has the losses
 
     L[a, s, d] = mu[d] + load[d] * luck[a, s] + effect[a, d] + noise[a, s, d]
 
-Everything is in sd of the paired difference of two runs.  The sizes below are those of 24 runs (two norms, 12 seeds, 300
-steps, `eval=[held_out]`, whose losses by document stand in items.jsonl): the luck of a run moves all documents, and what
-it does to one document beyond that is small.
+Everything is in sd of the paired difference of two runs.  The sizes below are those of 24 runs (two norms, 12 seeds,
+300 steps, `eval=[held_out]`, whose losses by document stand in items.jsonl): the luck of a run moves all documents, and
+what it does to one document beyond that is small.
 
 seeds      the paired t-test of the report: one mean over the documents for each seed
 documents  one difference for each document, of the means over seeds (paired by document as in arXiv:2411.00640): its

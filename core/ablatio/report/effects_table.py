@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.escape import csv_text, latex
-from ablatio.report.latex import COMPARED, tabular
+from ablatio.report.latex import COMPARED, preamble, tabular
 from ablatio.report.statistics import Contrast, Term
 
 PAIRS = 15  # differences of one setting that a table shows; of more, the most certain
@@ -85,8 +85,8 @@ def effects_latex(found: StudyEffects) -> str:
         effect, contrast, value, interval, p, aliases = row.cells
         words = [latex(effect), latex(contrast), *(f"${x}$" if x else "" for x in (value, interval, p))]
         lines.append([*words, *([latex(aliases)] if aliased else [])])
-    about = "% needs \\usepackage{booktabs}; intervals and p hold for all differences together\n"
-    return about + tabular(head, "llrrr" + "l" * aliased, lines)
+    table = tabular(head, "llrrr" + "l" * aliased, lines)
+    return preamble(table, "intervals and p hold for all differences together") + table
 
 
 def caption(found: StudyEffects) -> str:

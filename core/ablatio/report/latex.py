@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ablatio.report.analysis.findings import STAR
 from ablatio.report.analysis.verdict_texts import TEXTS
-from ablatio.report.escape import latex, visible
+from ablatio.report.escape import beyond_pdflatex, latex, visible
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings, Row
@@ -25,6 +25,14 @@ def tabular(head: Sequence[str], align: str, rows: Sequence[Sequence[str]], note
         *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", *below, r"\end{tabular}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def preamble(text: str, caption: str) -> str:
+    """Return the comment above tables: what they need, and their caption."""
+    needs = [r"needs \usepackage{booktabs}"]
+    if others := beyond_pdflatex(text):
+        needs.append(f"needs XeLaTeX or LuaLaTeX and a font for {others}")
+    return "".join(f"% {visible(line)}\n" for line in (*needs, caption) if line)
 
 
 def arms_latex(findings: Findings) -> str:
@@ -53,12 +61,11 @@ def arms_latex(findings: Findings) -> str:
     notes += [f"$^{{*}}$ interval {STAR}"] if any(p.corrected for p in pairs) else []
     ranked = "$^{r}$ of signed ranks with diverged runs as the worst; no verdict on the mean"
     notes += [ranked] if any(p.ranked and not math.isnan(p.p) for p in pairs) else []
-    text = "".join(f"% {visible(line)}\n" for line in (r"needs \usepackage{booktabs}", findings.caption) if line)
-    text += tabular(head, "l" + "r" * (len(head) - 1), rows, notes if against else [])
+    text = tabular(head, "l" + "r" * (len(head) - 1), rows, notes if against else [])
     if pairs and not against:
         body = [[latex(p.a), latex(p.b), str(p.difference.n), *_compared(p)] for p in pairs]
         text += "\n" + tabular(["arm", "minus", "$n$", *COMPARED], "llrrrr", body, notes)
-    return text
+    return preamble(text, findings.caption) + text
 
 
 def _more(row: Row) -> str:
