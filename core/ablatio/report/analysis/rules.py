@@ -11,6 +11,7 @@ from ablatio.report.analysis.registered import amount, deviations
 from ablatio.report.analysis.rules_texts import TEXTS
 from ablatio.report.analysis.to_target import ToTarget, to_target
 from ablatio.report.analysis.verdict import Language
+from ablatio.report.read.notes import Note
 from ablatio.report.read.table import Table
 from ablatio.report.statistics import Better, Comparison, Difference, MarginTest, Method, Pair, against_margin, compare
 from ablatio.sweep.registration import UNITS, unit_of
@@ -27,11 +28,11 @@ def rule_sentences(
     try:
         margin = amount(table, "margin", metric)
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(error.args[0])
     try:
         target = amount(table, "target", metric)
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(error.args[0])
     reached = to_target(arms, metric, target.value, better=better, alpha=alpha) if target else None
     others = _other_scores(table, metric, comparison, arms, method)
     said: dict[Language, Sequence[str]] = {}
@@ -40,7 +41,8 @@ def rule_sentences(
         lines = list(speaker.margin(comparison, margin.value, better)) if margin else []
         lines += speaker.target(reached) if reached else []
         lines += speaker.disagreements(metric, comparison, others)
-        lines += [speaker.say("no rule", why=why) for why in problems]
+        told = [why.zh if language == "zh" and isinstance(why, Note) else why for why in problems]
+        lines += [speaker.say("no rule", why=why) for why in told]
         lines += [speaker.say("moderated", m=len(comparison.pairs))] if comparison and _is_moderated(comparison) else []
         lines += speaker.deviations(list(deviations(table, metric)))
         said[language] = lines
@@ -64,7 +66,7 @@ def _other_scores(
     known = [m for m in sorted(common - {metric}) if m.startswith("val/") and m.rsplit("/", 1)[-1].endswith(_KNOWN)]
     found = {}
     for other in known:
-        values = {arm.name: _values(arm, other) for arm in arms if arm.values}
+        values = {arm.name: arm.scores(other) for arm in arms if arm.values}
         better: Better = "high" if higher_is_better(table, other) else "low"
         found[other] = compare(
             values, comparison.baseline, better=better,
@@ -85,12 +87,6 @@ def _without_survivors(comparison: Comparison, pair: Pair) -> Difference:
 
 
 _KNOWN = (*HIGHER, *UNITS)  # endings of scores whose direction is known
-
-
-def _values(arm: Arm, metric: str) -> dict[int, float]:
-    """Another score of the runs that count; a diverged run has none."""
-    scores = {run.seed: run.scores[metric] for run in arm.runs if run.done}
-    return {seed: scores.get(seed, math.nan) for seed in arm.values}
 
 
 class _Speaker:

@@ -11,6 +11,7 @@ from ablatio.report.analysis.arms import COSTS, SIZES, Arm
 from ablatio.report.analysis.findings import STAR, Findings, Row
 from ablatio.report.analysis.search import search_of
 from ablatio.report.escape import csv_text, terminal
+from ablatio.report.read.notes import in_short
 from ablatio.report.read.run import Run
 from ablatio.report.read.stages import Stage, stages_of
 from ablatio.report.read.table import Table
@@ -134,7 +135,7 @@ def lost(table: Table) -> Iterator[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for run in table.runs:
         if run.state in LOST:
-            reasons.setdefault((run.state, run.why.split("\n")[0]), []).append(f"{run.title} seed={run.seed}")
+            reasons.setdefault((run.state, in_short(run.why)), []).append(f"{run.title} seed={run.seed}")
     for (state, why), runs in reasons.items():
         which = runs[0] if len(runs) == 1 else f"{len(runs)} runs, such as {runs[0]}"
         yield f"{state}: {which}: {why}"
