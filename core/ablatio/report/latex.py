@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ablatio.report.analysis.findings import STAR
 from ablatio.report.analysis.verdict_texts import TEXTS
 from ablatio.report.escape import beyond_pdflatex, latex, visible
+from ablatio.report.numbers import p_cell
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings, Row
@@ -84,7 +85,7 @@ def _compared(pair: Pair | None) -> list[str]:
     star, rank = "^{*}" if pair.corrected else "", "^{r}" if pair.ranked else ""
     mean = "" if pair.ranked else f"${pair.difference.mean:+.4f}$"
     interval = "" if math.isnan(low) else f"$[{low:+.4f}, {high:+.4f}]{star}$"
-    p = "" if math.isnan(pair.p) else f"$< 0.001{rank}$" if pair.p < 0.001 else f"${pair.p:.3f}{rank}$"
+    p = f"${text}{rank}$" if (text := p_cell(pair.p)) else ""
     return [mean, interval, p]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ablatio.report.analysis.budgets import TIME, More, differing
 from ablatio.report.analysis.verdict_types import ArmFacts, Kind, Sentence
+from ablatio.report.numbers import p_said
 from ablatio.report.statistics import Comparison, Difference, Pair
 from ablatio.report.statistics.comparison import excludes_zero
 from ablatio.report.statistics.selected import interval_of_picked
@@ -119,8 +120,7 @@ class Speaker:
 
     def chance(self, p: float) -> str:
         """`Holm p = 0.003`."""
-        p_text = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
-        return f"{TESTS[self.comparison.correction]} {p_text}"
+        return f"{TESTS[self.comparison.correction]} {p_said(p)}"
 
     def open_figures(self, pair: Pair) -> str:
         """Numbers of a difference that is not resolved; an interval without 0 has the reason beside it."""

@@ -11,6 +11,7 @@ from ablatio.report.analysis.registered import amount, deviations
 from ablatio.report.analysis.rules_texts import TEXTS
 from ablatio.report.analysis.to_target import ToTarget, to_target
 from ablatio.report.analysis.verdict import Language
+from ablatio.report.numbers import p_said, short
 from ablatio.report.read.notes import Note
 from ablatio.report.read.table import Table
 from ablatio.report.statistics import Better, Comparison, Difference, MarginTest, Method, Pair, against_margin, compare
@@ -96,12 +97,9 @@ class _Speaker:
     def say(self, key: str, **values: object) -> str:
         return self.words[key].format(**values)
 
-    def _p(self, p: float) -> str:
-        return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
     def _figures(self, d: Difference, p: float, key: str, turned: bool = False) -> str:
         """`+0.021 nats [+0.012, +0.030], one-sided Holm p = 0.003, n = 5`; turned: b - a instead of a - b."""
-        return self.say("figures", mean=self._mean(d, turned), test=self.say(key, p=self._p(p)), n=d.n)
+        return self.say("figures", mean=self._mean(d, turned), test=self.say(key, p=f"p {p_said(p)}"), n=d.n)
 
     def _mean(self, d: Difference, turned: bool = False) -> str:
         mean, low, high = (-d.mean, -d.high, -d.low) if turned else (d.mean, d.low, d.high)
@@ -142,7 +140,7 @@ class _Speaker:
         for name in found.reached:
             test = found.tests[name]
             values = {"mean": f"{test.mean:.4f}", "bound": f"{test.bound:.4f}", "unit": self.unit}
-            line = self.say("reached", arm=name, target=text, p=self._p(test.p), n=test.n, **values)
+            line = self.say("reached", arm=name, target=text, p=f"p {p_said(test.p)}", n=test.n, **values)
             yield line + (self._stop(found, name) if name in found.stops else "")
         open_arms = {k: t for k, t in found.tests.items() if not t.reached and not math.isnan(t.mean)}
         if not found.reached and open_arms:
@@ -161,12 +159,12 @@ class _Speaker:
             return self.say("target: diverged", arm=name, mean=mean, k=test.diverged, runs=test.n + test.diverged)
         if math.isnan(test.p):
             return self.say("target: no test", arm=name, mean=mean, n=test.n)
-        return self.say("target: open", arm=name, mean=mean, p=self._p(test.p), n=test.n)
+        return self.say("target: open", arm=name, mean=mean, p=f"p {p_said(test.p)}", n=test.n)
 
     def _stop(self, found: ToTarget, name: str) -> str:
         stop = found.stops[name]
         parts = [
-            self.say(key, amount=_short(stop.cost[key])) for key in ("tokens", "bytes", "seconds") if key in stop.cost
+            self.say(key, amount=short(stop.cost[key], 3)) for key in ("tokens", "bytes", "seconds") if key in stop.cost
         ]
         return self.say("from step", step=stop.step, cost=self.words["comma"].join(["", *parts]))
 
@@ -199,11 +197,3 @@ class _Speaker:
             return []
         told = [self.say("instead", what=self.words[what], now=now, before=before) for what, now, before in found]
         return [self.say("deviates", what=self.words["comma"].join(told))]
-
-
-def _short(number: float) -> str:
-    """1234567 -> 1.23 M."""
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"

@@ -12,6 +12,7 @@ from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import shortest_key
 from ablatio.report.analysis.findings import Findings
 from ablatio.report.analysis.verdict_types import Language
+from ablatio.report.numbers import p_said
 from ablatio.report.read.run import Run
 from ablatio.report.read.table import Table
 from ablatio.report.statistics.importance import LEAST, Importance, importance
@@ -99,8 +100,7 @@ class Search:
 
     def _share(self, key: str, language: Language) -> str:
         one, name = self.importance[key], next(k.name for k in self.knobs if k.key == key)
-        p = "< 0.001" if one.p < 0.001 else f"= {one.p:.3f}"
-        return f"{name} {100 * one.share:.0f} %" + (f" (p {p})" if self.sampled else "")
+        return f"{name} {100 * one.share:.0f} %" + (f" (p {p_said(one.p)})" if self.sampled else "")
 
 
 def search_of(findings: Findings) -> Search | None:

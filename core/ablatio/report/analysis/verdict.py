@@ -14,6 +14,7 @@ from types import MappingProxyType
 from ablatio.report.analysis.pair_sentences import Speaker, rounded_up
 from ablatio.report.analysis.verdict_texts import TEXTS
 from ablatio.report.analysis.verdict_types import LANGUAGES, ArmFacts, Kind, Language, Sentence, Verdict
+from ablatio.report.numbers import p_said
 from ablatio.report.statistics import Comparison, Divergence
 from ablatio.report.statistics.comparison import SEQUENTIAL
 
@@ -73,10 +74,9 @@ class _Headlines(Speaker):
         key = "diverges"
         if self._told_apart(d):
             key = "diverges more" if d.diverged * d.other_runs > d.other_diverged * d.runs else "diverges less"
-        p_text = "< 0.001" if d.p < 0.001 else f"= {d.p:.3f}" if d.p < 0.1 else f"= {d.p:.2f}"
         return self.say(
             key, arm=d.arm, k=d.diverged, runs=d.runs, j=d.other_diverged, others=d.other_runs,
-            other=d.against if d.against is not None else self.words["the others"], p=f"Holm p {p_text}",
+            other=d.against if d.against is not None else self.words["the others"], p=f"Holm p {p_said(d.p)}",
         )  # fmt: skip
 
     def diverged_headline(self, outcomes: Sequence[str]) -> str:
