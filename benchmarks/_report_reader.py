@@ -22,8 +22,9 @@ WIDE = (
     rf"(?: for this pair alone, \[(?P<wide_low>{NUMBER}), (?P<wide_high>{NUMBER})\] for all (?P<m>\d+) comparisons "
     r"together)?"
 )
+STATE = r"(?:not resolved|equal within)[^(]*"  # and, of a sequential study, after which look
 KIND = r"(?:, an interval [^,;()\[\]]*)?"
-OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): not resolved \({FIGURES}{WIDE}{KIND}, {P}, n = (?P<n>\d+)")
+OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): {STATE}\({FIGURES}{WIDE}{KIND}, {P}, n = (?P<n>\d+)")
 CLAIMS = (
     re.compile(rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by (?!more than)"),
     re.compile(rf"(?P<a>{NAME}) ranks above (?P<b>{NAME})"),

@@ -42,6 +42,7 @@ from _simulated import (
     normal,
     one_factor,
     plackett_burman,
+    sequential,
     skewed,
     spread,
     table_of,
@@ -177,6 +178,9 @@ def null_cells() -> list[Cell]:
         for n in (5, 10):
             title = f"null, 40 % diverge {where}, {n} seeds"
             cells.append(Cell(title, diverging(n, 0.4, where), wins_on_survivors, *limits))
+    for k, first, most in ((2, 2, 8), (4, 3, 8), (4, 3, 20), (8, 3, 20)):
+        make = sequential([0] * k, first, most)
+        cells.append(Cell(f"null, sequential looks, {k} arms, {first} to {most} seeds", make, false_claim, *limits))
     strict, screen = Asked(settings={"alpha": 0.01}), Asked(baseline=False, design="plackett_burman")
     return [
         *cells,
@@ -224,6 +228,9 @@ def coverage_cells() -> list[Cell]:
                0.94, 1.0) for n in (2, 5)),
         Cell("coverage, headline, 2 arms, 5 seeds", one_factor([0, 1], 5), covered_in_headline, *limits, Asked(False)),
         Cell("coverage, headline, 2 arms, baseline, 5 seeds", one_factor([0, -1], 5), covered_in_headline, *limits),
+        # Intervals that hold at all looks at once: the last one alone covers more often.
+        *(Cell(f"coverage, sequential looks, {k} arms, 3 to 8 seeds", sequential(effects, 3, 8), covered, 0.94, 1.0)
+          for k, effects in ((2, [0, -1]), (4, some))),
         # The largest of several is given Bonferroni's interval, which covers more often than it says.
         Cell("coverage, headline, 4 arms, 5 seeds", one_factor(some, 5), covered_in_headline, 0.94, 1.0),
         Cell("coverage, headline, many winners, 10 seeds", one_factor(many, 10), covered_in_headline, 0.94, 1.0),
