@@ -18,8 +18,13 @@ PICKED = re.compile(
     rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by (?P<mean>{NUMBER}) (?P<unit>[^\[\]]+?), {P}, n = (?P<n>\d+) "
     rf"\(picked because it is resolved, so it may look too large; \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\] allows"
 )
-TOGETHER = r"(?:, an interval for all (?P<together>\d+) comparisons together)?"
-OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): not resolved \({FIGURES}{TOGETHER}, {P}, n = (?P<n>\d+)")
+WIDE = (
+    rf"(?: for this pair alone, \[(?P<wide_low>{NUMBER}), (?P<wide_high>{NUMBER})\] for all (?P<m>\d+) comparisons "
+    r"together)?"
+)
+STATE = r"(?:not resolved|equal within)[^(]*"  # and, of a sequential study, after which look
+KIND = r"(?:, an interval [^,;()\[\]]*)?"
+OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): {STATE}\({FIGURES}{WIDE}{KIND}, {P}, n = (?P<n>\d+)")
 CLAIMS = (
     re.compile(rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by (?!more than)"),
     re.compile(rf"(?P<a>{NAME}) ranks above (?P<b>{NAME})"),
@@ -41,7 +46,7 @@ STEP = re.compile(r"from step (?P<step>\d+) on")
 class Interval:
     """A printed interval of score(a) - score(b); low and high as printed, turned for a sentence with `beats`.
 
-    together: number of comparisons that the interval holds for at the same time (Bonferroni)
+    together: the interval that holds for all m comparisons at the same time (Bonferroni), where one is printed
     """
 
     a: str
@@ -53,7 +58,8 @@ class Interval:
     p_is_exact: bool
     n: int
     claimed: bool
-    together: int = 1
+    together: tuple[float, float] | None = None
+    m: int = 1
 
 
 def intervals(sentence: str, lower_is_better: bool = True) -> Iterator[Interval]:
@@ -63,10 +69,13 @@ def intervals(sentence: str, lower_is_better: bool = True) -> Iterator[Interval]
             mean, low, high = (float(m[k].replace("−", "-")) for k in ("mean", "low", "high"))
             if pattern is not OPEN and lower_is_better:  # the words give the sign
                 mean, low, high = -mean, -high, -low
-            exact, together = m["sign"] == "=", int(m.groupdict().get("together") or 1)
+            wide, told = None, m.groupdict()
+            if told.get("m"):
+                wide = float(m["wide_low"].replace("−", "-")), float(m["wide_high"].replace("−", "-"))
             yield Interval(
-                m["a"], m["b"], mean, low, high, float(m["p"]), exact, int(m["n"]), pattern is not OPEN, together
-            )
+                m["a"], m["b"], mean, low, high, float(m["p"]), m["sign"] == "=", int(m["n"]), pattern is not OPEN,
+                wide, int(told.get("m") or 1),
+            )  # fmt: skip
 
 
 def claims(sentences: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
@@ -118,14 +127,18 @@ def problems(markdown: str, results: str, metric: str = "val/loss") -> list[str]
         x, y = (np.array([values[k][s] for s in seeds]) for k in (a, b))
         test = stats.ttest_rel(x, y)
         raw.append(float(test.pvalue))
-        low, high = test.confidence_interval(1 - 0.05 / interval.together)
+        low, high = test.confidence_interval(0.95)
+        right = [("mean", interval.mean, (x - y).mean()), ("low", interval.low, low), ("high", interval.high, high)]
+        if interval.together:
+            wide = test.confidence_interval(1 - 0.05 / interval.m)
+            right += [("together low", interval.together[0], wide[0]), ("together high", interval.together[1], wide[1])]
+        if not interval.claimed and low * high > 0 and (not interval.together or wide[0] * wide[1] > 0):
+            found.append(f"{a} and {b}: no interval with 0 beside not resolved")
         digits = 0.6 * 10 ** -len(f"{interval.low}".partition(".")[2]) + 1e-9
         digits = max(digits, 0.6e-3)
-        for what, printed, right in (
-            ("mean", interval.mean, (x - y).mean()), ("low", interval.low, low), ("high", interval.high, high)
-        ):  # fmt: skip
-            if abs(printed - right) > digits:
-                found.append(f"{a} and {b}: {what} {printed} is printed, {right:.5f} is right")
+        for what, printed, exact in right:
+            if abs(printed - exact) > digits:
+                found.append(f"{a} and {b}: {what} {printed} is printed, {exact:.5f} is right")
         if interval.n != len(seeds):
             found.append(f"{a} and {b}: n = {interval.n} is printed, {len(seeds)} is right")
     corrected = multipletests(raw, method="holm")[1] if raw else []

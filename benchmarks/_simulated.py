@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from ablatio.registry.kinds.search_space import Axis
 from ablatio.report.read.run import Run
 from ablatio.report.read.table import Table
-from ablatio.sweep.study import JOBS, Job, Study, run_folder, write_job
+from ablatio.sweep.group_sequential import Boundaries, look_sizes
+from ablatio.sweep.sequential_study import SequentialDriver
+from ablatio.sweep.study import JOBS, Job, Study, label_of, run_folder, write_job
 
 LEVEL, SD, SEED_SD = 3.2, 0.01, 0.02  # nats: a typical loss, its noise, and the shift that arms of one seed share
 METRIC = "val/loss"
@@ -25,12 +28,14 @@ class Simulated:
 
     arms    settings of each arm; by default one factor
     curves  steps, and scores (seeds, arms, steps)
+    looks   record of a sequential study, and which runs it made (seeds, arms)
     """
 
     truth: Sequence[float]
     scores: np.ndarray
     arms: Sequence[Mapping[str, str]]
     curves: tuple[Sequence[int], np.ndarray] | None = None
+    looks: tuple[dict[str, Any], np.ndarray] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -86,6 +91,38 @@ def one_factor(effects: Sequence[float], seeds: int, noise: Noise = normal) -> C
         shared = SEED_SD * rng.standard_normal((seeds, 1))
         arms = [{"norm": name} for name in ("base", *(f"arm{i}" for i in range(1, k)))]
         return Simulated(truth.tolist(), truth + shared + SD * noise(rng, (seeds, k)), arms)
+
+    return make
+
+
+def sequential(effects: Sequence[float], first: int, most: int, noise: Noise = normal) -> Callable[..., Simulated]:
+    """Arms of one setting whose seeds come by planned looks, as the driver of a sweep decides."""
+    make_all = one_factor(effects, most, noise)
+    boundaries = Boundaries.of(look_sizes(first, most)).as_dict()
+
+    def make(rng: np.random.Generator) -> Simulated:
+        found = make_all(rng)
+        arms = {label_of(arm): i for i, arm in enumerate(found.arms)}
+        record: dict[str, Any] = {
+            "baseline": next(iter(arms)), "comparisons": len(arms) - 1, "alpha": 0.05, "metric": METRIC, "margin": None,
+            "seeds": list(range(1, most + 1)), "boundaries": boundaries, "budget": None, "looks": [], "end": "",
+        }  # fmt: skip
+        cells: list[Any] = [SimpleNamespace(label=label) for label in arms]
+
+        def jobs_of(cell: Any, seeds: Sequence[int], results: object) -> tuple[list[Job], list[Job]]:
+            return [], [Job(f"{cell.label} {s}", found.arms[arms[cell.label]], s, (), {}) for s in seeds]
+
+        driver, results, ran = (
+            SequentialDriver(cells, record, jobs_of),
+            dict[str, Any](),
+            np.zeros(found.scores.shape, bool),
+        )
+        while jobs := driver.more(results):
+            for job in jobs:
+                place = job.seed - 1, arms[job.label]
+                ran[place] = True
+                results[job.id] = {"status": "done", METRIC: float(found.scores[place])}
+        return replace(found, looks=(record, ran))
 
     return make
 
@@ -160,8 +197,9 @@ def study_of(found: Simulated, asked: Asked) -> Study:
     seeds = list(range(1, len(found.scores) + 1))
     baseline = dict(found.arms[0]) if asked.baseline else None
     return Study(
-        "simulated", design={"name": asked.design}, axes=axes, seeds=seeds, baseline=baseline, settings=asked.settings
-    )
+        "simulated", design={"name": asked.design}, axes=axes, seeds=seeds, baseline=baseline, settings=asked.settings,
+        sequential=found.looks[0] if found.looks else {},
+    )  # fmt: skip
 
 
 def table_of(found: Simulated, asked: Asked) -> Table:
@@ -169,6 +207,8 @@ def table_of(found: Simulated, asked: Asked) -> Table:
     runs = []
     for a, arm in enumerate(found.arms):
         for s, score in enumerate(found.scores[:, a].tolist()):
+            if found.looks and not found.looks[1][s, a]:
+                continue
             done = score == score
             curves = {}
             if found.curves is not None:

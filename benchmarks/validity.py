@@ -42,6 +42,7 @@ from _simulated import (
     normal,
     one_factor,
     plackett_burman,
+    sequential,
     skewed,
     spread,
     table_of,
@@ -85,6 +86,13 @@ def covered(said: Said, found: Simulated) -> tuple[int, int]:
 def covered_in_headline(said: Said, found: Simulated) -> tuple[int, int]:
     """As `covered`, of the headline alone."""
     return covered(said[:1], found)
+
+
+def covered_together(said: Said, found: Simulated) -> tuple[int, int]:
+    """1 if each interval that holds for all comparisons together contains its true difference."""
+    truth = dict(zip(found.names, found.truth, strict=True))
+    wide = [(i, i.together) for sentence in said for i in intervals(sentence) if i.together]
+    return all(low <= truth[i.a] - truth[i.b] <= high for i, (low, high) in wide), 1
 
 
 def arm1_wins(said: Said, found: Simulated) -> tuple[int, int]:
@@ -170,6 +178,9 @@ def null_cells() -> list[Cell]:
         for n in (5, 10):
             title = f"null, 40 % diverge {where}, {n} seeds"
             cells.append(Cell(title, diverging(n, 0.4, where), wins_on_survivors, *limits))
+    for k, first, most in ((2, 2, 8), (4, 3, 8), (4, 3, 20), (8, 3, 20)):
+        make = sequential([0] * k, first, most)
+        cells.append(Cell(f"null, sequential looks, {k} arms, {first} to {most} seeds", make, false_claim, *limits))
     strict, screen = Asked(settings={"alpha": 0.01}), Asked(baseline=False, design="plackett_burman")
     return [
         *cells,
@@ -213,8 +224,13 @@ def coverage_cells() -> list[Cell]:
         Cell("coverage, one arm varies 3 times, 5 seeds", one_factor(some, 5, spread(1, 3)), covered, *limits),
         Cell("coverage, heavy tails, 5 seeds", one_factor(some, 5, heavy), covered, 0.94, 1.0),
         Cell("coverage, moderated, 4 arms, 3 seeds", one_factor(some, 3), covered, *limits, options=moderated),
+        *(Cell(f"coverage, for all comparisons together, 4 arms, {n} seeds", one_factor(some, n), covered_together,
+               0.94, 1.0) for n in (2, 5)),
         Cell("coverage, headline, 2 arms, 5 seeds", one_factor([0, 1], 5), covered_in_headline, *limits, Asked(False)),
         Cell("coverage, headline, 2 arms, baseline, 5 seeds", one_factor([0, -1], 5), covered_in_headline, *limits),
+        # Intervals that hold at all looks at once: the last one alone covers more often.
+        *(Cell(f"coverage, sequential looks, {k} arms, 3 to 8 seeds", sequential(effects, 3, 8), covered, 0.94, 1.0)
+          for k, effects in ((2, [0, -1]), (4, some))),
         # The largest of several is given Bonferroni's interval, which covers more often than it says.
         Cell("coverage, headline, 4 arms, 5 seeds", one_factor(some, 5), covered_in_headline, 0.94, 1.0),
         Cell("coverage, headline, many winners, 10 seeds", one_factor(many, 10), covered_in_headline, 0.94, 1.0),

@@ -10,6 +10,7 @@ from helpers.studies import ACTIVATIONS, Fake, write_study
 
 from ablatio.cli.main import main
 from ablatio.report.analysis.compare_runs import one_run, side_by_side
+from ablatio.report.read.run import terms_of
 from ablatio.report.read.table import read_table
 
 SMALL = Fake(axes={"norm": ["rmsnorm", "layernorm"]}, seeds=(1, 2), steps=60)
@@ -76,3 +77,16 @@ def test_noise_requires_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "seeds": (1,)}))
     assert main(["noise", str(folder)]) == 2
     assert "ablatio train -m seed=1,2,3" in capsys.readouterr().err
+
+
+def test_compare_and_report_agree_on_the_budget_of_a_run_that_ended_early(tmp_path: Path) -> None:
+    """A stabilizer ended one run at half of its steps: its budget is the plan, for both commands."""
+    whole, early = folders(tmp_path)[0], folders(tmp_path, name="t")[0]
+    path = early / "summary.json"
+    summary = json.loads(path.read_text())
+    summary |= {"steps": summary["steps"] // 2, "tokens": summary["tokens"] // 2, "stopped": {"by": "early_stop"}}
+    (early / "metrics.csv").unlink()
+    path.write_text(json.dumps(summary))
+    runs = [one_run(folder) for folder in (whole, early)]
+    assert all(run.done for run in runs) and runs[0].size["tokens"] != runs[1].size["tokens"]
+    assert terms_of(runs[0]) == terms_of(runs[1]) and not side_by_side(*runs).obstacles

@@ -210,3 +210,22 @@ def test_shrunk_means_stand_in_page_and_markdown(tmp_path: Path) -> None:
     assert best.startswith("activation=swiglu,5,") and float(best.split(",")[-1]) > 0.5
     assert "## Shrunk means" in markdown_text(found) and "best with probability" in markdown_text(found)
     assert any("moderated t-test" in s for s in found.said())
+
+
+def test_of_a_seed_that_is_there_twice_the_first_run_counts_for_every_score() -> None:
+    """The verdict, another score, and the curves of a target all read the same runs."""
+    rng = np.random.default_rng(2)
+    loss = {"bpe": _around(3.2), "bytes": _around(2.9)}
+    bits = {"bpe": _around(1.1), "bytes": _around(1.3)}
+    loss["bytes"][0], bits["bytes"][1] = loss["bytes"][0] + 0.003, bits["bytes"][1] + 0.003
+    curves = {arm: np.linspace(4, np.array(of), 4).T for arm, of in loss.items()}
+    table = _table(loss, more=bits, curves=curves, settings={"target": "3.0"})
+    again = []
+    for run in table.runs:  # repeated with values that would turn every sentence
+        other = {"val/loss": 6 - run.scores["val/loss"], "val/bpb": 2.4 - run.scores["val/bpb"] + 0.01 * rng.normal()}
+        again.append(replace(run, id=run.id + "again", scores=other, curves={"val/loss": (STEPS, [9.0] * 4)}))
+    once = find(_table(loss, more=bits, curves=curves, settings={"target": "3.0"}))
+    twice = find(replace(table, runs=[*table.runs, *again]))
+    assert list(twice.said()) == list(once.said())
+    assert _said(once, "The scores disagree") and any("from step" in s for s in _said(once, "bytes reaches the target"))
+    assert sum("is there twice" in note for note in twice.table.notes) == len(again)

@@ -22,7 +22,8 @@ from ablatio.report.read.table import read_table
 
 LOST = ("diverged", "failed")
 FIGURES = (
-    r"(?P<mean>[+-]?\d+\.\d+) (?P<unit>\S+) \[(?P<low>[+-]?\d+\.\d+), (?P<high>[+-]?\d+\.\d+)\], "
+    r"(?P<mean>[+-]?\d+\.\d+) (?P<unit>\S+) \[(?P<low>[+-]?\d+\.\d+), (?P<high>[+-]?\d+\.\d+)\]"
+    r"(?: for this pair alone, \[(?P<wide>[^\]]+)\] for all (?P<m>\d+) comparisons together)?, "
     r"Holm p (?P<p>[<=] [\d.]+), n = (?P<n>\d+)"
 )
 BEATS = re.compile(rf"(?P<a>\w+) beats (?P<b>\w+) by {FIGURES}(?P<rest>.*)")
@@ -156,6 +157,12 @@ def check_figures(found: re.Match[str], truth: Truth, corrected: dict[str, float
     assert float(found["mean"]) == pytest.approx(-gaps.mean() if beats else gaps.mean(), abs=6e-4), found[0]
     assert [float(found["low"]), float(found["high"])] == pytest.approx(ends, abs=6e-4)
     assert gaps.mean() < 0 if beats else True
+    if found["wide"]:
+        reach *= stats.t.ppf(1 - 0.025 / int(found["m"]), len(gaps) - 1) / stats.t.ppf(0.975, len(gaps) - 1)
+        ends = [gaps.mean() - reach, gaps.mean() + reach]
+        assert [float(x) for x in found["wide"].split(", ")] == pytest.approx(ends, abs=6e-4)
+    elif not beats:
+        assert float(found["low"]) <= 0 <= float(found["high"]), found[0]
     assert int(found["n"]) == len(gaps) and found["unit"] == ("bits/byte" if truth.several_tokenizers else "nats")
     p = corrected[a if b == "base" else b]
     shown = float(found["p"].split()[1])

@@ -64,3 +64,15 @@ def test_the_reader_sees_a_wrong_number(validity: ModuleType) -> None:
     mean = sentence.split(" by ")[1].split(" ")[0]
     for wrong in (sentence.replace(f" {mean} ", " 0.150 "), sentence.replace("n = 4", "n = 5"), "- nothing"):
         assert wrong != sentence and reader.problems(wrong, "\n".join(rows))
+
+
+def test_documents_are_no_sample_of_a_setting(validity: ModuleType) -> None:
+    """Losses by document: as the sample they claim equal settings to differ; weights change nothing; a control variate
+    claims effects that are none, or loses those that look like luck."""
+    documents = importlib.import_module("validity_documents")
+    cells = {cell.name: documents.simulate(cell, 1000, seed=1) for cell in documents.CELLS}
+    null, spread = cells["no effect, 5 seeds"], cells["no effect on the mean, sd 0.3 by document, 5 seeds"]
+    same, luck = cells["effect of 2, the same for each document, 5 seeds"], cells[documents.CELLS[-1].name]
+    assert null["seeds"] < 0.075 and spread["seeds"] < 0.075 and null["documents"] > 0.9 and spread["control"] > 0.4
+    assert same["control"] > same["seeds"] > 0.85 and abs(same["weights"] - same["seeds"]) < 0.03
+    assert luck["control"] < 0.12 < 0.85 < luck["seeds"]

@@ -166,7 +166,8 @@ def test_labels_with_format_characters_are_kept_verbatim() -> None:
 
 
 def test_no_interval_without_zero_beside_not_resolved() -> None:
-    """200 studies of 4 arms: the shown interval contains 0, or the sentence calls it uncorrected; both occur."""
+    """200 studies of 4 arms: the pair's own interval contains 0, or the one for all comparisons stands beside it and
+    does, or the sentence calls the interval uncorrected; all occur."""
     rng, corrected, uncorrected = np.random.default_rng(0), 0, 0
     for i in range(200):
         drawn = rng.normal(size=(4, 5)) + rng.normal(size=(4, 1)) * 1.2
@@ -177,15 +178,18 @@ def test_no_interval_without_zero_beside_not_resolved() -> None:
             if sentence.kind != "not resolved":
                 assert sentence.pair.corrected is None
                 continue
-            low, high = sentence.pair.interval
-            own = sentence.pair.difference
-            corrected += sentence.pair.corrected is not None
-            assert low <= min(own.low, own.high) and high >= own.high
-            if low > 0 or high < 0:
-                assert "an interval without that correction" in sentence.text
+            own, wide = sentence.pair.difference, sentence.pair.corrected
+            if not (own.low > 0 or own.high < 0):
+                assert wide is None and f" [{own.low:+.3f}, {own.high:+.3f}], " in sentence.text
+            elif wide is None:
+                assert f"[{own.low:+.3f}, {own.high:+.3f}], an interval without that correction" in sentence.text
                 uncorrected += 1
-            elif own.low > 0 or own.high < 0:
-                assert f"[{low:+.3f}, {high:+.3f}], an interval for all 3 comparisons together" in sentence.text
+            else:
+                low, high = wide
+                assert low <= 0 <= high and low < own.low and high > own.high
+                together = f"[{own.low:+.3f}, {own.high:+.3f}] for this pair alone, [{low:+.3f}, {high:+.3f}] for all 3"
+                assert together in sentence.text
+                corrected += 1
     assert corrected > 20 and uncorrected > 0
 
 
@@ -203,3 +207,21 @@ def test_corrected_interval_is_that_of_the_t_test_at_the_corrected_level() -> No
             assert 0.05 / 2 < pair.difference.p <= 0.05
             return
     pytest.fail("no study had a corrected interval")
+
+
+def test_a_level_below_five_percent_has_its_interval_beside_the_usual_one() -> None:
+    """p = 0.03 at alpha 0.01: the 95 % interval lies to one side of 0, that of 99 % does not."""
+    from scipy import stats
+
+    gaps = [0.02, 0.05, 0.01, 0.06, 0.03, 0.005, 0.04, -0.01]
+    base = {s: 3 + 0.1 * s for s in range(len(gaps))}
+    values = {"base": base, "a": {s: base[s] + gap for s, gap in enumerate(gaps)}}
+    assert 0.01 < stats.ttest_1samp(gaps, 0).pvalue < 0.05
+    text = verdict(compare(values, "base", alpha=0.01)).sentences[0].text
+    usual, wide = (stats.ttest_1samp(gaps, 0).confidence_interval(level) for level in (0.95, 0.99))
+    assert f"[{usual.low:+.3f}, {usual.high:+.3f}] at 95 %, [{wide.low:+.3f}, {wide.high:+.3f}] at 99 %" in text
+    values["b"] = {s: v + 1e-3 * (s % 2) for s, v in base.items()}
+    text = next(s.text for s in verdict(compare(values, "base", alpha=0.01)).sentences if s.pair.a == "a")
+    assert "for this pair alone at 95 %" in text and "for all 2 comparisons together at 99 %" in text
+    chinese = verdict(compare(values, "base", alpha=0.01), language="zh").sentences
+    assert any("对全部 2 组比较同时成立的 99 % 区间为" in s.text for s in chinese)

@@ -5,7 +5,8 @@ import pytest
 from ablatio.errors import ConfigError
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.on_meta import on_meta
-from ablatio.report.terminal.plan_table import duration, estimate_arms
+from ablatio.report.terminal.plan_table import estimate_arms
+from ablatio.sweep.durations import duration
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.size_matching import CLOSE, nearest
 from ablatio.training.estimate import estimate
@@ -119,4 +120,4 @@ def test_estimate_arms_measures_time_and_parameters() -> None:
     assert dense.seconds and moe.seconds and 0.001 < dense.seconds < 60
     assert moe.parameters and dense.parameters and moe.parameters > 2 * dense.parameters
     assert dense.parameters == true_parameters(plan.jobs[0].config)
-    assert (duration(95), duration(30), duration(7200)) == ("1.58 min", "30 s", "2 h")
+    assert (duration(95), duration(150), duration(7200), duration(9e5)) == ("95 s", "2.5 min", "2 h", "10.4 d")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import ablatio
 from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError
-from ablatio.report.read.run import DONE, what_must_agree
+from ablatio.report.read.run import DONE, terms_of
 from ablatio.report.read.table import read_table
 
 # With this rate the held-out loss soon rises; 4 validations later the run has ended.
@@ -61,7 +61,7 @@ def test_the_run_ends_at_the_validation_that_decides_and_counts_as_done(tmp_path
     # Its budget in comparisons is the planned one, so that arms that end at other steps stay comparable.
     table = {r.folder.name: r for r in read_table([tmp_path]).runs}
     assert table["a"].state == table["b"].state == DONE
-    assert what_must_agree(table["a"]) == what_must_agree(table["b"]) and table["a"].size["steps"] == step
+    assert terms_of(table["a"]) == terms_of(table["b"]) and table["a"].size["steps"] == step
 
 
 def test_a_run_that_was_killed_after_it_had_been_ended_stays_ended(tmp_path: Path, text_file: Path) -> None:

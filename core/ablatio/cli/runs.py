@@ -69,8 +69,8 @@ def _show(entries: Sequence["Entry"], key: str) -> None:
     from rich.table import Table
 
     from ablatio.report.escape import terminal
+    from ablatio.report.numbers import number, short
     from ablatio.report.read.entries import FIELDS
-    from ablatio.report.terminal.arm_table import number, short
 
     table, own = Table(box=None, pad_edge=False), key not in FIELDS
     for name in ("name", "kind", "state", "score", *([key] if own else []), "size", "started"):
@@ -96,8 +96,8 @@ def _show(entries: Sequence["Entry"], key: str) -> None:
 def _remove(chosen: Sequence["Entry"], every: Sequence["Entry"], sure: bool) -> int:
     from ablatio.errors import UserError
     from ablatio.report.escape import visible
+    from ablatio.report.numbers import short
     from ablatio.report.read.entries import refuse_removal, remove
-    from ablatio.report.terminal.arm_table import short
 
     if not chosen:
         print("nothing to remove")

@@ -147,7 +147,7 @@ def _duration(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The line on the time of the run; none without a rate."""
     if "seconds" not in found:
         return []
-    from ablatio.report.terminal.plan_table import duration
+    from ablatio.sweep.durations import duration
 
     return [
         (

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.escape import csv_text, latex
-from ablatio.report.latex import COMPARED, tabular
+from ablatio.report.latex import COMPARED, preamble, tabular
+from ablatio.report.numbers import p_cell
 from ablatio.report.statistics import Contrast, Term
 
 PAIRS = 15  # differences of one setting that a table shows; of more, the most certain
@@ -36,10 +37,9 @@ class EffectRow:
         """Cells under HEAD, signs as hyphens."""
         c = self.tested
         interval = "" if math.isnan(c.low) else f"[{c.low:+.4f}, {c.high:+.4f}]"
-        p = "" if math.isnan(c.p) else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
         partly = [f"partly {_few(self.partial)}"] if self.partial else []
         aliases = "; ".join([*([_few(self.aliases)] if self.aliases else []), *partly])
-        return self.effect, self.contrast, f"{c.value:+.4f}", interval, p, aliases
+        return self.effect, self.contrast, f"{c.value:+.4f}", interval, p_cell(c.p), aliases
 
 
 def effect_rows(found: StudyEffects, *, every: bool = False) -> list[EffectRow]:
@@ -85,8 +85,8 @@ def effects_latex(found: StudyEffects) -> str:
         effect, contrast, value, interval, p, aliases = row.cells
         words = [latex(effect), latex(contrast), *(f"${x}$" if x else "" for x in (value, interval, p))]
         lines.append([*words, *([latex(aliases)] if aliased else [])])
-    about = "% needs \\usepackage{booktabs}; intervals and p hold for all differences together\n"
-    return about + tabular(head, "llrrr" + "l" * aliased, lines)
+    table = tabular(head, "llrrr" + "l" * aliased, lines)
+    return preamble(table, "intervals and p hold for all differences together") + table
 
 
 def caption(found: StudyEffects) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ _MARKDOWN = {c: "\\" + c for c in "\\|*_[]`~#"} | {"<": "&lt;", ">": "&gt;", "&"
 
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}",
 }  # fmt: skip
+_LIGATURE = re.compile(r"([-',])(?=\1)")
+_NOT_IN_OT1 = "\xab\xbb\xd0\xde\xf0\xfe"  # of Latin-1: guillemets, eth and thorn
 
 
 def visible(text: object) -> str:
@@ -49,8 +52,15 @@ def markdown(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Escape for LaTeX text: no command, no math, no new cell."""
-    return "".join(_LATEX.get(c, c) for c in visible(text))
+    """Escape for LaTeX text: no command, no math, no new cell, no ligature, and no argument of the row before."""
+    found = _LIGATURE.sub(r"\1{}", "".join(_LATEX.get(c, c) for c in visible(text)))
+    # After a row, `\\` would take a star or a bracket for its own argument, across the line end, too.
+    return "{}" + found if found[:1] in ("[", "*") else found
+
+
+def beyond_pdflatex(text: str) -> str:
+    """Characters of a text at which pdfLaTeX stops with its usual font encoding, each once."""
+    return "".join(dict.fromkeys(c for c in text if c > "\xff" or c in _NOT_IN_OT1))
 
 
 def cell(value: Any) -> str:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ablatio.report.analysis.findings import STAR
 from ablatio.report.analysis.verdict_texts import TEXTS
-from ablatio.report.escape import latex, visible
+from ablatio.report.escape import beyond_pdflatex, latex, visible
+from ablatio.report.numbers import p_cell
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings, Row
@@ -24,6 +26,14 @@ def tabular(head: Sequence[str], align: str, rows: Sequence[Sequence[str]], note
         *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", *below, r"\end{tabular}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def preamble(text: str, caption: str) -> str:
+    """Return the comment above tables: what they need, and their caption."""
+    needs = [r"needs \usepackage{booktabs}"]
+    if others := beyond_pdflatex(text):
+        needs.append(f"needs XeLaTeX or LuaLaTeX and a font for {others}")
+    return "".join(f"% {visible(line)}\n" for line in (*needs, caption) if line)
 
 
 def arms_latex(findings: Findings) -> str:
@@ -49,15 +59,14 @@ def arms_latex(findings: Findings) -> str:
         rows.append([*cells, *([f"{row.arm.count('diverged')} of {len(row.arm.runs)}"] if lost else [])])
     head += ["diverged"] if lost else []
     pairs = found.pairs if found else ()
-    notes += ["$^{*}$ interval for all comparisons together"] if any(p.corrected for p in pairs) else []
+    notes += [f"$^{{*}}$ interval {STAR}"] if any(p.corrected for p in pairs) else []
     ranked = "$^{r}$ of signed ranks with diverged runs as the worst; no verdict on the mean"
     notes += [ranked] if any(p.ranked and not math.isnan(p.p) for p in pairs) else []
-    text = "".join(f"% {visible(line)}\n" for line in (r"needs \usepackage{booktabs}", findings.caption) if line)
-    text += tabular(head, "l" + "r" * (len(head) - 1), rows, notes if against else [])
+    text = tabular(head, "l" + "r" * (len(head) - 1), rows, notes if against else [])
     if pairs and not against:
         body = [[latex(p.a), latex(p.b), str(p.difference.n), *_compared(p)] for p in pairs]
         text += "\n" + tabular(["arm", "minus", "$n$", *COMPARED], "llrrrr", body, notes)
-    return text
+    return preamble(text, findings.caption) + text
 
 
 def _more(row: Row) -> str:
@@ -72,11 +81,11 @@ def _compared(pair: Pair | None) -> list[str]:
     """Cells of a difference under COMPARED; empty for the arm that the others are compared with."""
     if pair is None or math.isnan(pair.difference.mean):
         return [""] * len(COMPARED)
-    low, high = pair.interval
+    low, high = pair.difference.low, pair.difference.high
     star, rank = "^{*}" if pair.corrected else "", "^{r}" if pair.ranked else ""
     mean = "" if pair.ranked else f"${pair.difference.mean:+.4f}$"
     interval = "" if math.isnan(low) else f"$[{low:+.4f}, {high:+.4f}]{star}$"
-    p = "" if math.isnan(pair.p) else f"$< 0.001{rank}$" if pair.p < 0.001 else f"${pair.p:.3f}{rank}$"
+    p = f"${text}{rank}$" if (text := p_cell(pair.p)) else ""
     return [mean, interval, p]
 
 

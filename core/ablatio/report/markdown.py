@@ -18,6 +18,7 @@ from ablatio.report.analysis.score_quality import HEAD as QUALITY_HEAD
 from ablatio.report.analysis.search import search_of
 from ablatio.report.effects_table import HEAD, caption, effect_rows
 from ablatio.report.escape import lines_of, markdown, visible
+from ablatio.report.numbers import number, p_cell, short
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.stages import stages_of
 from ablatio.report.shrunk_table import shrunk_in_words
@@ -25,15 +26,12 @@ from ablatio.report.terminal.arm_table import (
     LOST,
     STAGES,
     interval,
-    number,
     of_one_run,
-    p_text,
-    seconds_text,
-    short,
     stage_cells,
     state_text,
 )
 from ablatio.report.terminal.trials_table import LISTED, trial_cells
+from ablatio.sweep.durations import duration
 from ablatio.sweep.study import label_of
 
 
@@ -130,10 +128,10 @@ def _cells(findings: Findings, row: Row) -> tuple[str, ...]:
     memory = arm.cost("memory")
     return (
         arm.name, str(row.n), number(row.mean), number(row.sd), interval(row),
-        p_text(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
+        p_cell(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
         short(arm.size("tokens")), _rate(findings, arm), f"{arm.count('diverged')} of {len(arm.runs)}",
-        f"{short(memory)}B" if memory else "", seconds_text(arm.cost("step_seconds")),
-        seconds_text(arm.cost("seconds")), _mark(row),
+        f"{short(memory)}B" if memory else "", duration(arm.cost("step_seconds")),
+        duration(arm.cost("seconds")), _mark(row),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from ablatio.errors import ConfigError, Problem
 from ablatio.sweep import request, settings
 from ablatio.sweep.arms import Cell, Planner, distinct
+from ablatio.sweep.durations import duration
 from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, label_of
 
@@ -86,7 +87,7 @@ def _baseline(sweep: SweepRequest, planner: Planner, cells: Sequence[Cell]) -> s
 def _no_limit(first: int, arms: int, seconds: float) -> Problem:
     most = max(MOST_WITHOUT_TIME, 2 * first)
     cost = f"{arms} arms with {most} seeds are {arms * most} runs"
-    cost += f", about {_duration(most * seconds)} of computing" if seconds else ""
+    cost += f", about {duration(most * seconds, 2)} of computing" if seconds else ""
     what = f"until=resolved needs a limit, budget= or seeds=: {cost}"
     return Problem("until", what, f"seeds={first}..{most}")
 
@@ -103,14 +104,10 @@ def _affordable(sweep: SweepRequest, budget: float, seconds: float, first: int, 
         tuning = f" after {trials} trials of each arm" if trials else ""
         what = (
             f"{sweep.settings['budget']} is too little: {first} seeds of {arms} arms{tuning} take about "
-            f"{_duration(need)} of computing, and that is the first look"
+            f"{duration(need, 2)} of computing, and that is the first look"
         )
         raise ConfigError([Problem("budget", what, f"budget={math.ceil(4 * need / 60)}min")])
     return min(most, request.MOST_SEEDS)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{math.ceil(seconds / 60)} min"
 
 
 class SequentialDriver:

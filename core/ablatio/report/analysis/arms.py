@@ -13,6 +13,7 @@ from typing import Any
 
 from ablatio.errors import UserError
 from ablatio.report.escape import visible
+from ablatio.report.read.notes import note
 from ablatio.report.read.run import RATE, Run
 from ablatio.report.read.table import Table
 from ablatio.report.rerun_command import of_arm
@@ -38,6 +39,7 @@ class Arm:
               are several arms, and only arms of equal conditions are compared
     values    block -> score; nan for a diverged run, no entry for an unfinished or failed one.  A block is a seed, or a
               seed within one folder if the folders hold different data
+    counted   block -> the run that counts there: the first one, if it is there twice
     """
 
     label: str
@@ -47,6 +49,13 @@ class Arm:
     baseline: bool = False
     conditions: Mapping[str, str] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
+    counted: dict[int, Run] = field(default_factory=dict)
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """Another score of the runs that count, as `values`; nan where a run has none."""
+        return {
+            block: run.scores.get(metric, math.nan) if run.done else math.nan for block, run in self.counted.items()
+        }
 
     def count(self, state: str) -> int:
         """Number of runs in this state."""
@@ -138,12 +147,13 @@ def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
                 continue
             # Folders with different data are paired within each: seed 1 of two texts is not one block.
             block = blocks.setdefault((run.group, run.seed), len(blocks)) if several else run.seed
-            if block in arm.values:
+            if block in arm.counted:
                 where = visible(run.folder)
-                note = f"{arm.label} seed={run.seed} in {where} is there twice; the first one counts"
-                table.notes += [note] if note not in table.notes else []
+                told = note("twice", arm=arm.label, seed=run.seed, folder=where)
+                table.notes += [told] if told not in table.notes else []
             else:
-                arm.values[block] = run.scores[metric] if run.done else math.nan
+                arm.counted[block] = run
+        arm.values = arm.scores(metric)
 
 
 def choose_metric(table: Table, asked: str | None) -> str:
@@ -197,8 +207,9 @@ def matched(table: Table, arm: Arm) -> str:
     found = table.study.matched.get(arm.cell)
     if not found:
         return ""
-    changed = " ".join(f"{k}={v}" for k, v in found["set"].items()) or "as it is"
-    return f"{changed}, {found['what']} {found['residual']:+.2%}"
+    changed = " ".join(f"{k}={v}" for k, v in found["set"].items())
+    left = {"what": found["what"], "residual": f"{found['residual']:+.2%}"}
+    return note("matched", changed=changed, **left) if changed else note("matched as it is", **left)
 
 
 def rate_is_free(table: Table) -> bool:

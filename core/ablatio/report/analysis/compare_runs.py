@@ -9,7 +9,7 @@ from typing import Any
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.budgets import MATCHED
-from ablatio.report.read.run import Run, inner
+from ablatio.report.read.run import Run, inner, terms_of
 from ablatio.report.read.single_runs import flatten
 from ablatio.report.read.table import read_table
 from ablatio.storage.paths import shell_word
@@ -87,12 +87,15 @@ def _different(a: Mapping[str, str], b: Mapping[str, str]) -> list[Line]:
 
 def _obstacles(a: Run, b: Run) -> list[str]:
     found = [f"{r.folder} is {r.state}: it has no score at the end of its schedule" for r in (a, b) if not r.done]
-    if a.scored_text != b.scored_text:
-        found.append(f"other text: {a.scored_text[:12] or 'unknown'} and {b.scored_text[:12] or 'unknown'}")
-    if a.tokenizer != b.tokenizer:
-        found.append(f"other tokenizer: {a.tokenizer} and {b.tokenizer}; bits per byte can be compared, nats cannot")
-    if a.done and b.done and a.size.get("tokens") != b.size.get("tokens"):
-        found.append(f"other token budget: {a.size.get('tokens', 0):,.0f} and {b.size.get('tokens', 0):,.0f}")
+    one, other = terms_of(a), terms_of(b)
+    if one.text != other.text:
+        found.append(f"other text: {one.text[:12] or 'unknown'} and {other.text[:12] or 'unknown'}")
+    if one.tokenizer != other.tokenizer:
+        found.append(
+            f"other tokenizer: {one.tokenizer} and {other.tokenizer}; bits per byte can be compared, nats cannot"
+        )
+    if a.done and b.done and one.tokens != other.tokens:
+        found.append(f"other token budget: {one.tokens:,.0f} and {other.tokens:,.0f}")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ablatio.data.tokenizer_measures import SECONDS, tokenizer_measures
 from ablatio.report.analysis.findings import Findings
+from ablatio.report.read.notes import note
 from ablatio.report.read.run import Run, inner, object_in
 
 TOKENIZERS = ("arm", "tokenizer", "ids", "bytes per token", "tokens per word", "MB/s", "MB of text read")
@@ -68,8 +69,9 @@ def _split_counts(held: Mapping[str, Any]) -> dict[str, int]:
 def _filter_cells(arm: str, source: str, stage: Mapping[str, Any]) -> Sequence[str]:
     whole = [_whole(stage.get(key)) for key in ("seen", "kept", "changed", "characters_removed")]
     told = [f"{why}: {_whole(n)}" for key in ("reasons", "counts") for why, n in inner(stage, key).items()]
-    more = [f"and {len(told) - _REASONS} more"] if len(told) > _REASONS else []
-    return (arm, source, str(stage.get("filter", "")), *whole, ", ".join([*told[:_REASONS], *more]))
+    reasons, left = ", ".join(told[:_REASONS]), len(told) - _REASONS
+    reasons = note("more reasons", told=reasons, n=left) if left > 0 else reasons
+    return (arm, source, str(stage.get("filter", "")), *whole, reasons)
 
 
 def _example_cells(arm: str, stage: Mapping[str, Any]) -> Iterator[Sequence[str]]:

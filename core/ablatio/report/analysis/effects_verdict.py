@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ablatio.report.analysis.study_effects import StudyEffects, fitted_effects
 from ablatio.report.analysis.verdict import Language, Verdict
+from ablatio.report.numbers import p_said
 from ablatio.report.statistics.screening import Contrast
 
 __all__ = ["WORDS", "effects_verdict", "fitted_effects"]
@@ -179,10 +180,14 @@ class _Speaker:
         """`+0.021 nats [+0.012, +0.030], corrected p = 0.003`."""
         # As many places as show the first digit of the interval's half width.
         places = min(6, max(3, -math.floor(math.log10(max(c.high - c.low, 1e-9) / 2))))
-        p = "< 0.001" if c.p < 0.001 else f"= {c.p:.3f}"
         number = f"{c.value:+.{places}f}"
         return self.say(
-            "figures", size=number, unit=self.unit, low=f"{c.low:+.{places}f}", high=f"{c.high:+.{places}f}", p=p
+            "figures",
+            size=number,
+            unit=self.unit,
+            low=f"{c.low:+.{places}f}",
+            high=f"{c.high:+.{places}f}",
+            p=p_said(c.p),
         )
 
 

@@ -13,6 +13,7 @@ from ablatio.model.evaluation.item_errors import clustered_error
 from ablatio.report.analysis.arms import Arm
 from ablatio.report.analysis.findings import Findings
 from ablatio.report.analysis.item_comparison import t_interval
+from ablatio.report.numbers import p_cell
 from ablatio.report.read.run import Run
 from ablatio.training.evaluation.items_file import read_items
 
@@ -48,8 +49,7 @@ class EvaluationRow:
         value = _number(self.value) + (f" ± {_number(self.error)}" if math.isfinite(self.error) else "")
         interval = f"[{self.low:+.3g}, {self.high:+.3g}]" if math.isfinite(self.low) else ""
         apart = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "reference" * self.reference
-        p = "" if not math.isfinite(self.p) else "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
-        return self.measure, self.arm, value, apart, interval, p, str(self.items)
+        return self.measure, self.arm, value, apart, interval, p_cell(self.p), str(self.items)
 
 
 def _number(value: float) -> str:

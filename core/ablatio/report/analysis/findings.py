@@ -22,8 +22,8 @@ from ablatio.report.analysis.sequential import Standing, notes_of, standings_of,
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.analysis.verdict import LANGUAGES, TEXTS, ArmFacts, Language, Verdict, refusal, verdict
 from ablatio.report.read.curves import COLLAPSED
-from ablatio.report.read.run import RATE
-from ablatio.report.read.run import what_must_agree as agreement
+from ablatio.report.read.notes import note
+from ablatio.report.read.run import RATE, terms_of
 from ablatio.report.read.table import Table
 from ablatio.report.statistics import (
     ALL_PAIRS,
@@ -44,6 +44,7 @@ from ablatio.sweep.study import Study, design_facts, label_of
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last part of their name
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": "", "hsu": "closed testing"}
+STAR = "of one comparison alone; that for all comparisons together contains 0"  # of an interval with this mark
 SHRUNK = 4  # arms from which their means are shrunk
 Notes = list[tuple[str, Mapping[str, object]]]  # keys of the verdict's texts, with their values
 
@@ -180,7 +181,7 @@ class Findings:
                 f"together; p after closed testing; {self.metric}, "
                 f"{'lower' if self.better == 'low' else 'higher'} is better."
             )
-        star = ", with * corrected for all comparisons" if any(p.corrected for p in self.comparison.pairs) else ""
+        star = f" (*: {STAR})" if any(p.corrected for p in self.comparison.pairs) else ""
         against = "the baseline" if self.comparison.baseline else "every other arm"
         corrected = CORRECTIONS[self.comparison.correction]
         return (
@@ -272,9 +273,7 @@ def _compared(
         asked.append(("not compared pairs", {}))
     elif len(arms) > ALL_PAIRS:
         if (correction, method) != ("holm", "t"):
-            table.notes.append(
-                f"more than {ALL_PAIRS} arms without a baseline are compared with the best, by a pooled t"
-            )
+            table.notes.append(note("many arms", n=ALL_PAIRS))
         return compare_with_best(values, better=better, alpha=alpha)
     against = base.name if base is not None else None
     correction = "holm" if against is None and correction == "dunnett" else correction
@@ -321,30 +320,25 @@ def _on_score(score: Score) -> Notes:
 
 def _cautions(table: Table, arms: Sequence[Arm]) -> list[str]:
     """Notes on what differs between the folders of an arm and between versions of the code."""
-    said = []
+    said = list[str]()
     groups = dict.fromkeys(run.group for run in table.counted)
-    in_each = [[{agreement(r) for r in arm.runs if r.done and r.group == group} for group in groups] for arm in arms]
+    in_each = [[{terms_of(r) for r in arm.runs if r.done and r.group == group} for group in groups] for arm in arms]
     if any(len({frozenset(of) for of in found if of}) > 1 for found in in_each):
-        said.append(
-            "the runs differ in text, tokenizer or token budget: differences are taken within each folder, "
-            "and means mix the folders"
-        )
+        said.append(note("mixed"))
     if (codes := len({run.code for run in table.counted if run.code})) > 1:
-        said.append(
-            f"the runs were made by {codes} versions of ablatio's own code: a difference may come from the version"
-        )
+        said.append(note("versions", n=codes))
     return said
 
 
 def _collapses(arms: Sequence[Arm]) -> list[str]:
     """Notes on policies that collapsed to one answer: their scores do not measure the method."""
-    said = []
+    said = list[str]()
     for arm in arms:
         curves = [r.curves[COLLAPSED] for r in arm.runs if COLLAPSED in r.curves]
         first = [next(s for s, v in zip(*curve, strict=True) if v > 0) for curve in curves if any(curve[1])]
         if first:
-            runs = f"{len(first)} of {len(curves)} runs" if len(curves) > 1 else "the run"
-            said.append(f"{arm.label}: the policy of {runs} collapsed to one answer, first seen at step {min(first)}")
+            several = {"n": len(first), "runs": len(curves)} if len(curves) > 1 else {}
+            said.append(note("collapsed" if several else "collapsed one", arm=arm.label, step=min(first), **several))
     return said
 
 

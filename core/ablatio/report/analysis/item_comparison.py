@@ -10,6 +10,7 @@ from typing import Any
 
 from ablatio.errors import AblatioError
 from ablatio.model.evaluation.item_errors import clustered_error
+from ablatio.report.numbers import p_said
 from ablatio.report.statistics.mcnemar import Discordance, mcnemar
 from ablatio.training.evaluation.items_file import ITEMS, read_items
 
@@ -53,9 +54,8 @@ class ItemDifference:
         means = f"{self.column}: {self.first:.4g} and {self.second:.4g} on the same {self.items} items"
         if not math.isfinite(self.p):
             return f"{means}; one cluster of items: no test"
-        told = (
-            f"second - first = {self.difference:+.4g}, 95 % interval {self.low:+.4g} to {self.high:+.4g}, {_p(self.p)}"
-        )
+        interval = f"95 % interval {self.low:+.4g} to {self.high:+.4g}"
+        told = f"second - first = {self.difference:+.4g}, {interval}, p {p_said(self.p)}"
         if self.p < ALPHA:
             side = "higher" if self.difference > 0 else "lower"
             told = f"the second is {side}: {told}"
@@ -65,10 +65,6 @@ class ItemDifference:
             counts = f"{self.discordance.first} only in the first, {self.discordance.second} only in the second"
             told += f"; of the correct items, {counts}"
         return f"{means}; {told}"
-
-
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 @dataclass(frozen=True, slots=True)

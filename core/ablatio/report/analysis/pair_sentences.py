@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ablatio.report.analysis.budgets import TIME, More, differing
 from ablatio.report.analysis.verdict_types import ArmFacts, Kind, Sentence
+from ablatio.report.numbers import p_said
 from ablatio.report.statistics import Comparison, Difference, Pair
 from ablatio.report.statistics.comparison import excludes_zero
 from ablatio.report.statistics.selected import interval_of_picked
@@ -119,25 +120,25 @@ class Speaker:
 
     def chance(self, p: float) -> str:
         """`Holm p = 0.003`."""
-        p_text = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
-        return f"{TESTS[self.comparison.correction]} {p_text}"
+        return f"{TESTS[self.comparison.correction]} {p_said(p)}"
 
     def open_figures(self, pair: Pair) -> str:
-        """Numbers of a difference that is not resolved; an interval without 0 is corrected, or called uncorrected."""
-        d, key = pair.difference, ""
-        if pair.corrected is not None:
-            d, key = replace(d, low=pair.corrected[0], high=pair.corrected[1]), "figures corrected"
-        elif excludes_zero(d.low, d.high) and self.comparison.best is None:
-            key = "figures uncorrected"
-        return self.figures(d, pair.p, key=key or "figures")
+        """Numbers of a difference that is not resolved; an interval without 0 has the reason beside it."""
+        d, m, level = pair.difference, len(self.comparison.pairs), 100 * (1 - self.comparison.alpha)
+        if self.comparison.best is not None or not excludes_zero(d.low, d.high):
+            return self.figures(d, pair.p)
+        if pair.corrected is None:
+            return self.figures(d, pair.p, key="figures other test" if m == 1 else "figures uncorrected")
+        _, wide = self._digits(replace(d, low=pair.corrected[0], high=pair.corrected[1]), size=False)
+        key = "figures level" if m == 1 else "figures corrected" if level == 95 else "figures corrected level"
+        return self.figures(d, pair.p, key=key, wide=wide, m=m, level=f"{level:g}")
 
-    def figures(self, d: Difference, p: float, size: bool = False, key: str = "figures") -> str:
+    def figures(self, d: Difference, p: float, size: bool = False, key: str = "figures", **more: object) -> str:
         """`0.021 nats [0.012, 0.030], Holm p = 0.003, n = 5`; size: without the sign, which the words give."""
         number, interval = self._digits(d, size)
         if math.isnan(p):
             return self.say("figures alone", mean=number, interval=interval, n=d.n)
-        m = len(self.comparison.pairs)
-        return self.say(key, mean=number, interval=interval, p=self.chance(p), n=d.n, m=m)
+        return self.say(key, mean=number, interval=interval, p=self.chance(p), n=d.n, **more)
 
     def _digits(self, d: Difference, size: bool) -> tuple[str, str]:
         """Mean and interval with as many digits as the interval deserves; size: without the sign."""

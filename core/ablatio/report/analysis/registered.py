@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ablatio.errors import ConfigError, UserError
+from ablatio.report.read.notes import note
 from ablatio.report.read.table import Table
 from ablatio.sweep.registration import AMOUNTS, Amount, amount_in, read_amount
 
@@ -57,7 +58,7 @@ def amount(table: Table, name: str, metric: str) -> Amount | None:
         raise ValueError(f"{name}: {error.problems[0].what}") from None
     meant = table.study.registered.get("metric", metric)
     if not read_amount(name, str(text)).unit and meant != metric:
-        raise ValueError(f"{name}={text} was given for {meant}, and the report compares {metric}")
+        raise ValueError(note("other score", name=name, text=text, meant=meant, metric=metric))
     return found
 
 

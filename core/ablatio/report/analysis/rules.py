@@ -11,6 +11,8 @@ from ablatio.report.analysis.registered import amount, deviations
 from ablatio.report.analysis.rules_texts import TEXTS
 from ablatio.report.analysis.to_target import ToTarget, to_target
 from ablatio.report.analysis.verdict import Language
+from ablatio.report.numbers import p_said, short
+from ablatio.report.read.notes import Note
 from ablatio.report.read.table import Table
 from ablatio.report.statistics import Better, Comparison, Difference, MarginTest, Method, Pair, against_margin, compare
 from ablatio.sweep.registration import UNITS, unit_of
@@ -27,11 +29,11 @@ def rule_sentences(
     try:
         margin = amount(table, "margin", metric)
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(error.args[0])
     try:
         target = amount(table, "target", metric)
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(error.args[0])
     reached = to_target(arms, metric, target.value, better=better, alpha=alpha) if target else None
     others = _other_scores(table, metric, comparison, arms, method)
     said: dict[Language, Sequence[str]] = {}
@@ -40,7 +42,8 @@ def rule_sentences(
         lines = list(speaker.margin(comparison, margin.value, better)) if margin else []
         lines += speaker.target(reached) if reached else []
         lines += speaker.disagreements(metric, comparison, others)
-        lines += [speaker.say("no rule", why=why) for why in problems]
+        told = [why.zh if language == "zh" and isinstance(why, Note) else why for why in problems]
+        lines += [speaker.say("no rule", why=why) for why in told]
         lines += [speaker.say("moderated", m=len(comparison.pairs))] if comparison and _is_moderated(comparison) else []
         lines += speaker.deviations(list(deviations(table, metric)))
         said[language] = lines
@@ -64,7 +67,7 @@ def _other_scores(
     known = [m for m in sorted(common - {metric}) if m.startswith("val/") and m.rsplit("/", 1)[-1].endswith(_KNOWN)]
     found = {}
     for other in known:
-        values = {arm.name: _values(arm, other) for arm in arms if arm.values}
+        values = {arm.name: arm.scores(other) for arm in arms if arm.values}
         better: Better = "high" if higher_is_better(table, other) else "low"
         found[other] = compare(
             values, comparison.baseline, better=better,
@@ -87,12 +90,6 @@ def _without_survivors(comparison: Comparison, pair: Pair) -> Difference:
 _KNOWN = (*HIGHER, *UNITS)  # endings of scores whose direction is known
 
 
-def _values(arm: Arm, metric: str) -> dict[int, float]:
-    """Another score of the runs that count; a diverged run has none."""
-    scores = {run.seed: run.scores[metric] for run in arm.runs if run.done}
-    return {seed: scores.get(seed, math.nan) for seed in arm.values}
-
-
 class _Speaker:
     def __init__(self, words: Mapping[str, str], unit: str, alpha: float) -> None:
         self.words, self.unit, self.alpha = words, unit, alpha
@@ -100,12 +97,9 @@ class _Speaker:
     def say(self, key: str, **values: object) -> str:
         return self.words[key].format(**values)
 
-    def _p(self, p: float) -> str:
-        return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
     def _figures(self, d: Difference, p: float, key: str, turned: bool = False) -> str:
         """`+0.021 nats [+0.012, +0.030], one-sided Holm p = 0.003, n = 5`; turned: b - a instead of a - b."""
-        return self.say("figures", mean=self._mean(d, turned), test=self.say(key, p=self._p(p)), n=d.n)
+        return self.say("figures", mean=self._mean(d, turned), test=self.say(key, p=f"p {p_said(p)}"), n=d.n)
 
     def _mean(self, d: Difference, turned: bool = False) -> str:
         mean, low, high = (-d.mean, -d.high, -d.low) if turned else (d.mean, d.low, d.high)
@@ -146,7 +140,7 @@ class _Speaker:
         for name in found.reached:
             test = found.tests[name]
             values = {"mean": f"{test.mean:.4f}", "bound": f"{test.bound:.4f}", "unit": self.unit}
-            line = self.say("reached", arm=name, target=text, p=self._p(test.p), n=test.n, **values)
+            line = self.say("reached", arm=name, target=text, p=f"p {p_said(test.p)}", n=test.n, **values)
             yield line + (self._stop(found, name) if name in found.stops else "")
         open_arms = {k: t for k, t in found.tests.items() if not t.reached and not math.isnan(t.mean)}
         if not found.reached and open_arms:
@@ -165,12 +159,12 @@ class _Speaker:
             return self.say("target: diverged", arm=name, mean=mean, k=test.diverged, runs=test.n + test.diverged)
         if math.isnan(test.p):
             return self.say("target: no test", arm=name, mean=mean, n=test.n)
-        return self.say("target: open", arm=name, mean=mean, p=self._p(test.p), n=test.n)
+        return self.say("target: open", arm=name, mean=mean, p=f"p {p_said(test.p)}", n=test.n)
 
     def _stop(self, found: ToTarget, name: str) -> str:
         stop = found.stops[name]
         parts = [
-            self.say(key, amount=_short(stop.cost[key])) for key in ("tokens", "bytes", "seconds") if key in stop.cost
+            self.say(key, amount=short(stop.cost[key], 3)) for key in ("tokens", "bytes", "seconds") if key in stop.cost
         ]
         return self.say("from step", step=stop.step, cost=self.words["comma"].join(["", *parts]))
 
@@ -203,11 +197,3 @@ class _Speaker:
             return []
         told = [self.say("instead", what=self.words[what], now=now, before=before) for what, now, before in found]
         return [self.say("deviates", what=self.words["comma"].join(told))]
-
-
-def _short(number: float) -> str:
-    """1234567 -> 1.23 M."""
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"

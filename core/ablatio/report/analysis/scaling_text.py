@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from ablatio.report.analysis.scaling import Prediction, ScalingResult
 from ablatio.report.analysis.scaling_data import SECTIONS
-from ablatio.report.analysis.scaling_words import LAW_WORDS, short_number
+from ablatio.report.analysis.scaling_words import LAW_WORDS
+from ablatio.report.numbers import short
 from ablatio.report.statistics.scaling_law import NEGLIGIBLE, WORTHLESS, Chinchilla, Fit
 
 
@@ -66,7 +67,7 @@ def _budgets(result: ScalingResult, language: str) -> Iterator[str]:
     for budget in result.budgets:
         where = "" if budget.inside else words["outside"]
         yield words["budget"].format(
-            runs=budget.runs, flops=f"{budget.flops:.3g}", best=short_number(budget.best), where=where,
+            runs=budget.runs, flops=f"{budget.flops:.3g}", best=short(budget.best, 3), where=where,
             span=f"{budget.span - 1:.0%}",
         )  # fmt: skip
     if result.power is not None:
@@ -90,7 +91,7 @@ def _predictions(result: ScalingResult, places: Sequence[Prediction], language: 
     for p in places:
         what = words["run"] if p.budget is None else words["best use"].format(flops=f"{p.budget:.3g}")
         yield words["prediction"].format(
-            what=what, n=short_number(p.n), d=short_number(p.d), loss=f"{p.loss:.4f}",
+            what=what, n=short(p.n, 3), d=short(p.d, 3), loss=f"{p.loss:.4f}",
             interval=_interval(p.low, p.high), run=_interval(p.run_low, p.run_high),
         )  # fmt: skip
         yield from _epochs(result, p, words)
@@ -104,8 +105,8 @@ def _epochs(result: ScalingResult, p: Prediction, words: dict[str, str]) -> Iter
     if p.epochs is None or result.unique is None or p.epochs <= 1:
         return
     key = "epochs" if p.epochs <= NEGLIGIBLE else "warning" if p.epochs <= WORTHLESS else "worthless"
-    worth = short_number(p.effective) if p.effective else ""
-    yield words[key].format(epochs=f"{p.epochs:.3g}", unique=short_number(result.unique), worth=worth)
+    worth = short(p.effective, 3) if p.effective else ""
+    yield words[key].format(epochs=f"{p.epochs:.3g}", unique=short(result.unique, 3), worth=worth)
     if key != "epochs" and result.law != "repeated":
         yield words["as new"]
 

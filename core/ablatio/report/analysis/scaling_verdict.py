@@ -9,7 +9,8 @@ from typing import Any
 
 from ablatio.report.analysis.arms import Arm
 from ablatio.report.analysis.scaling_data import SECTIONS
-from ablatio.report.analysis.scaling_words import WORDS, Words, short_number
+from ablatio.report.analysis.scaling_words import WORDS, Words
+from ablatio.report.numbers import p_said, short
 from ablatio.report.statistics import holm
 from ablatio.report.statistics.scale_trend import HOLDS, Estimate, Kind, Trend, predict, trends
 from ablatio.report.statistics.scaling_law import APART, different
@@ -162,12 +163,12 @@ def extrapolated(found: Sequence[ArmTrend], n: float, d: float, unit: str, langu
         for t in far[:1]:
             said.append(words["too far"].format(
                 arm=arm, base=t.base, reach=f"{t.trend.reach:.2g}", scale=words[t.trend.over],
-                end=short_number(t.trend.ends[1]),
+                end=short(t.trend.ends[1], 3),
             ))  # fmt: skip
         if own and not far:
             figures = _figures(predicted_gain(own[0], n, d))
             said.append(words["at"].format(
-                arm=arm, base=own[0].base, figures=figures, unit=unit, n=short_number(n), d=short_number(d)
+                arm=arm, base=own[0].base, figures=figures, unit=unit, n=short(n, 3), d=short(d, 3)
             ))  # fmt: skip
     return said
 
@@ -186,12 +187,11 @@ def _sentence(found: ArmTrend, unit: str, words: Words) -> str:
     if found.kind == "not testable":
         return words["not testable"].format(**names)
     gain = words["gain" if trend.gain.mean >= 0 else "disadvantage"]
-    low, high = (short_number(v) for v in trend.ends)
+    low, high = (short(v, 3) for v in trend.ends)
     text = words[found.kind].format(gain=gain, share=f"{HOLDS:.0%}", **names)
-    p = "< 0.001" if found.p < 0.001 else f"= {found.p:.3f}"
     ends = words["ends"].format(
         first=_figures(trend.first), last=_figures(trend.last), slope=_figures(trend.slope), low=low, high=high,
-        unit=unit, p=p, n=words["seeds" if trend.seeds > 1 else "one seed"].format(n=trend.seeds),
+        unit=unit, p=p_said(found.p), n=words["seeds" if trend.seeds > 1 else "one seed"].format(n=trend.seeds),
     )  # fmt: skip
     return f"{text}{words['colon']}{ends}{_hold_out(trend, unit, words)}{words['stop']}"
 
@@ -204,7 +204,7 @@ def _hold_out(trend: Trend, unit: str, words: Words) -> str:
         return ""
     key = "not predicted" if not held.passed else "vague" if trend.vague else "predicted"
     return words["mark"] + words[key].format(
-        at=short_number(held.at), predicted=f"{held.predicted:+.4f}", measured=f"{held.measured:+.4f}", unit=unit,
+        at=short(held.at, 3), predicted=f"{held.predicted:+.4f}", measured=f"{held.measured:+.4f}", unit=unit,
         error=_figures(held.error), reach=f"{trend.reach:.2g}",
     )  # fmt: skip
 

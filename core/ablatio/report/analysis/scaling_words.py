@@ -128,11 +128,3 @@ LAW_WORDS: Mapping[str, Words] = {
         "as new": "  警告：此定律把它们当作新词元，实际损失会更高；请增加文本，或用 --law repeated",
     },
 }  # fmt: skip
-
-
-def short_number(value: float) -> str:
-    """Write a number with three digits and a letter: `12.3 M`."""
-    for factor, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {letter}"
-    return f"{value:.3g}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ablatio.report.analysis.arms import arms_of, higher_is_better
 from ablatio.report.analysis.scaling_verdict import families
-from ablatio.report.read.run import Run, what_must_agree
+from ablatio.report.read.run import Run, terms_of
 from ablatio.report.read.table import Table
 from ablatio.report.statistics.signal_noise import LAST, ScoreQuality, score_quality
 
@@ -35,12 +35,13 @@ def score_qualities(table: Table) -> dict[str, ScoreQuality]:
     arms: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         arms.setdefault(tuple(run.arm.items()), []).append(run)
-    if len(arms) < 2 or len({what_must_agree(r) for r in runs}) > 1:
+    if len(arms) < 2 or len({terms_of(r) for r in runs}) > 1:
         return {}
     names = set.intersection(*(set(r.scores) for r in runs))
     found = {}
     for name in sorted(names):
-        finals = {str(key): {r.seed: r.scores[name] for r in of} for key, of in arms.items()}
+        # Reversed: of a seed that is there twice the first run counts, as in `Arm.counted`.
+        finals = {str(key): {r.seed: r.scores[name] for r in reversed(of)} for key, of in arms.items()}
         curves = {str(key): [r.curves[name] for r in of if name in r.curves] for key, of in arms.items()}
         # A constant, such as a score that was not computed, separates nothing.
         if len({v for by in finals.values() for v in by.values()}) > 1:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ablatio.errors import UserError
 from ablatio.report.analysis.verdict_types import Language
 from ablatio.report.statistics import Comparison, Correction, Difference, Pair, benjamini_hochberg, holm
-from ablatio.report.statistics.comparison import excludes_zero
+from ablatio.report.statistics.comparison import SEQUENTIAL, excludes_zero
 from ablatio.sweep.group_sequential import Boundaries
 from ablatio.sweep.stopping_rule import State, StoppingRule, moments, t_test_p
 from ablatio.sweep.study import SEEDS_ADDED, Study
@@ -90,7 +90,7 @@ def _standing(
         p = float(min(p, rule.boundaries.level_of(look, t_test_p(mean, sd, n)))) if tested else p
         low, high = rule.interval(look, mean, sd, n) if tested else (math.nan, math.nan)
         wide = rule.interval(look, mean, sd, n, 1 - rule.alpha / rule.comparisons) if tested else wide
-        difference = Difference(mean, low, high, p if tested else math.nan, n, sd, "sequential paired t")
+        difference = Difference(mean, low, high, p if tested else math.nan, n, sd, SEQUENTIAL)
     return Standing(state, last, len(rule.sizes), difference, record["end"], record["margin"], wide, left_out)
 
 
@@ -126,7 +126,7 @@ def with_looks(comparison: Comparison, standings: Mapping[str, Standing], study:
 
 
 def _corrected_interval(standing: Standing) -> tuple[float, float] | None:
-    """The interval that allows for all comparisons, if only that one contains 0."""
+    """The interval that holds for all comparisons together, if only that one contains 0."""
     own = excludes_zero(standing.difference.low, standing.difference.high)
     return standing.corrected if own and not excludes_zero(*standing.corrected) else None
 

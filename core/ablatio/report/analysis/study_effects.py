@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ablatio.report.analysis.follow_up import FollowUp, follow_up
-from ablatio.report.read.run import Run
+from ablatio.report.read.notes import note
+from ablatio.report.read.run import Run, terms_of
 from ablatio.report.read.table import Table
 from ablatio.report.statistics import Factors, Screen, screen
 from ablatio.report.statistics.contrasts import Model, model_of
@@ -15,8 +16,6 @@ from ablatio.report.statistics.effects import fit
 from ablatio.report.statistics.explanations import Alternative, alternatives, as_well
 from ablatio.report.statistics.screening import Contrast
 from ablatio.sweep.study import design_facts
-
-LOSS, BITS = "val/loss", "val/bpb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +81,24 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
     if any(axis.interval for axis in table.study.axes):  # each value occurs once: see `search.search_of`
         return None
     if table.study.sequential:
-        table.notes.append(
-            "effects of settings are not estimated: a sequential study stops arms one by one, and p of effects does "
-            "not allow for its looks"
-        )
+        table.notes.append(note("effects: looks"))
         return None
-    score, notes = _comparable(runs, metric, varied)
-    table.notes += notes
-    if score is None:
+    # The score is comparable already, and budgets may differ, named: a text is all that makes scores of two worlds.
+    if len({terms_of(r).text for r in runs}) > 1:
+        table.notes.append(note("effects: texts"))
         return None
+    table.notes += _on_budgets(runs, varied)
     # The order of the axes: without it the order in which runs ended would decide what is "from" and what is "to".
     levels = {axis.key: axis.values for axis in table.study.axes}
     try:
         model = model_of(
-            [r.arm for r in runs], [r.seed for r in runs], [r.scores[score] for r in runs], levels=levels
+            [r.arm for r in runs], [r.seed for r in runs], [r.scores[metric] for r in runs], levels=levels
         )  # fmt: skip
     except ValueError:
         return None
     if not model.fitted:
         return None
-    return _tested(model, table, score)
+    return _tested(model, table, metric)
 
 
 def _tested(model: Model, table: Table, score: str) -> StudyEffects:
@@ -127,39 +124,23 @@ def _tolerance(tested: Screen) -> float:
     return as_well(tested.critical if tested.scale == "residual" else math.nan)
 
 
-def _comparable(runs: Sequence[Run], metric: str, varied: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(score on which all runs are comparable or None, notes on it)."""
-    if len({r.scored_text for r in runs}) > 1:
-        return None, ["effects of settings are not estimated: the runs were scored on different texts"]
-    notes = []
-    if len({r.tokenizer for r in runs}) > 1 and metric == LOSS:
-        if not all(BITS in r.scores for r in runs):
-            return None, [
-                "effects of settings are not estimated: a loss per token is not comparable across tokenizers, and "
-                f"not every run has {BITS}"
-            ]
-        metric = BITS
-        notes.append(
-            f"effects are on {BITS}, because the runs have different tokenizers and {LOSS} is per token of each"
-        )
-    if len({r.size.get("tokens") for r in runs}) > 1:
-        budgets = sorted(r.size["tokens"] for r in runs if "tokens" in r.size)
-        names = ", ".join(_with_budget(runs, varied)) or "some settings"
-        notes.append(
-            f"the runs were trained on {budgets[0]:,.0f} to {budgets[-1]:,.0f} tokens: an effect of {names} includes "
-            "that of the budget"
-        )
-    return metric, notes
+def _on_budgets(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
+    """The note on settings that change the token budget; empty if all runs have the same one."""
+    budgets = sorted(terms_of(r).tokens for r in runs)
+    if budgets[0] == budgets[-1]:
+        return []
+    names, ends = ", ".join(_with_budget(runs, varied)), {"least": budgets[0], "most": budgets[-1]}
+    return [note("effects: budgets", names=names, **ends) if names else note("effects: budgets of some", **ends)]
 
 
 def _with_budget(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
     """Settings of which a change alone, all others equal, changes the number of tokens; else those that go with it."""
     found = []
     for key in varied:
-        by_rest: dict[tuple[tuple[str, str], ...], set[float | None]] = {}
+        by_rest: dict[tuple[tuple[str, str], ...], set[float]] = {}
         for run in runs:
             rest = tuple(sorted((k, v) for k, v in run.arm.items() if k != key))
-            by_rest.setdefault(rest, set()).add(run.size.get("tokens"))
+            by_rest.setdefault(rest, set()).add(terms_of(run).tokens)
         if any(len(budgets) > 1 for budgets in by_rest.values()):
             found.append(key)
     return found or [
@@ -168,5 +149,5 @@ def _with_budget(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
 
 
 def _mean_budget(runs: Sequence[Run], key: str, value: str | None) -> float:
-    budgets = [r.size.get("tokens", 0.0) for r in runs if r.arm.get(key) == value]
+    budgets = [terms_of(r).tokens for r in runs if r.arm.get(key) == value]
     return sum(budgets) / len(budgets)

@@ -82,7 +82,7 @@ def to_target(arms: Sequence[Arm], metric: str, target: float, *, better: str, a
 
 
 def _stop(arm: Arm, metric: str, target: float, better: str, alpha: float, arms: int) -> Stop | None:
-    curves = {run.seed: _curves(run) for run in arm.runs if run.done and run.seed in arm.values}
+    curves = {block: _curves(run) for block, run in arm.counted.items() if run.done}
     own = {seed: dict(zip(*found[metric], strict=True)) for seed, found in curves.items() if metric in found}
     # A stopping step is one for all seeds: a run without its curve leaves nothing to be said.
     if len(own) < 2 or own.keys() != arm.values.keys():

@@ -14,7 +14,9 @@ from types import MappingProxyType
 from ablatio.report.analysis.pair_sentences import Speaker, rounded_up
 from ablatio.report.analysis.verdict_texts import TEXTS
 from ablatio.report.analysis.verdict_types import LANGUAGES, ArmFacts, Kind, Language, Sentence, Verdict
+from ablatio.report.numbers import p_said
 from ablatio.report.statistics import Comparison, Divergence
+from ablatio.report.statistics.comparison import SEQUENTIAL
 
 __all__ = ["LANGUAGES", "TEXTS", "ArmFacts", "Language", "Sentence", "Verdict", "refusal", "verdict"]
 
@@ -72,10 +74,9 @@ class _Headlines(Speaker):
         key = "diverges"
         if self._told_apart(d):
             key = "diverges more" if d.diverged * d.other_runs > d.other_diverged * d.runs else "diverges less"
-        p_text = "< 0.001" if d.p < 0.001 else f"= {d.p:.3f}" if d.p < 0.1 else f"= {d.p:.2f}"
         return self.say(
             key, arm=d.arm, k=d.diverged, runs=d.runs, j=d.other_diverged, others=d.other_runs,
-            other=d.against if d.against is not None else self.words["the others"], p=f"Holm p {p_text}",
+            other=d.against if d.against is not None else self.words["the others"], p=f"Holm p {p_said(d.p)}",
         )  # fmt: skip
 
     def diverged_headline(self, outcomes: Sequence[str]) -> str:
@@ -181,6 +182,8 @@ class _Headlines(Speaker):
         intervals = [p for p in tested if not math.isnan(p.difference.low)]
         if intervals:
             found.append(self.say("chance", interval=self._interval(), p=self.words[self._correction]))
+        if any(p.corrected for p in tested) and len(self.comparison.pairs) > 1:
+            found.append(self.say("corrected intervals", level=100 * (1 - self.comparison.alpha)))
         return found
 
     def _tuning(self) -> list[str]:
@@ -200,8 +203,9 @@ class _Headlines(Speaker):
     def _interval(self) -> str:
         if self.comparison.best is not None:
             return self.say("together", level=100 * (1 - self.comparison.alpha))
-        bootstrapped = any(pair.difference.method.startswith("BCa") for pair in self.comparison.pairs)
-        return self.words["bootstrapped" if bootstrapped else "interval"]
+        methods = {pair.difference.method for pair in self.comparison.pairs}
+        bootstrapped = any(method.startswith("BCa") for method in methods)
+        return self.words["bootstrapped" if bootstrapped else "interval looks" if SEQUENTIAL in methods else "interval"]
 
     @property
     def _correction(self) -> str:

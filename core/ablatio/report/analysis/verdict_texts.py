@@ -14,8 +14,13 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "stop": " ",
         "figures": "{mean} {unit} {interval}, {p}, n = {n}",
         "figures alone": "{mean} {unit} {interval}, n = {n}",
-        "figures corrected": "{mean} {unit} {interval}, an interval for all {m} comparisons together, {p}, n = {n}",
+        "figures corrected": "{mean} {unit} {interval} for this pair alone, {wide} for all {m} comparisons together, "
+        "{p}, n = {n}",
+        "figures corrected level": "{mean} {unit} {interval} for this pair alone at 95 %, {wide} for all {m} "
+        "comparisons together at {level} %, {p}, n = {n}",
+        "figures level": "{mean} {unit} {interval} at 95 %, {wide} at {level} %, {p}, n = {n}",
         "figures uncorrected": "{mean} {unit} {interval}, an interval without that correction, {p}, n = {n}",
+        "figures other test": "{mean} {unit} {interval}, an interval of another test than p, {p}, n = {n}",
         "figures picked": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large; "
         "{interval} allows for that)",
         "figures picked alone": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large)",
@@ -102,6 +107,8 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "unequal": "The spread of the arms differs, so it is not pooled: paired t-tests with Holm's correction.",
         "chance": "{interval}; {p}.",
         "interval": "Each interval covers its true difference in 95 of 100 studies",
+        "interval looks": "Each interval covers its true difference at all looks at once in 95 of 100 studies",
+        "corrected intervals": "Those for all comparisons together are all right in at least {level:g} of 100 studies.",
         "together": "All intervals together cover their true differences to the best in {level:g} of 100 studies; "
         "those of worse arms begin at 0 (Hsu)",
         "bootstrapped": "Bootstrap intervals are too narrow: with 5 seeds they cover the truth in 84 of 100 studies",
@@ -116,8 +123,13 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "stop": "",
         "figures": "{mean} {unit} {interval}，{p}，n = {n}",
         "figures alone": "{mean} {unit} {interval}，n = {n}",
-        "figures corrected": "{mean} {unit} {interval}，区间对全部 {m} 组比较同时成立，{p}，n = {n}",
+        "figures corrected": "{mean} {unit}，仅就此组比较的区间为 {interval}，对全部 {m} 组比较同时成立的为 {wide}，"
+        "{p}，n = {n}",
+        "figures corrected level": "{mean} {unit}，仅就此组比较的 95 % 区间为 {interval}，对全部 {m} 组比较同时成立的 "
+        "{level} % 区间为 {wide}，{p}，n = {n}",
+        "figures level": "{mean} {unit}，95 % 区间为 {interval}，{level} % 区间为 {wide}，{p}，n = {n}",
         "figures uncorrected": "{mean} {unit} {interval}，区间未作此校正，{p}，n = {n}",
+        "figures other test": "{mean} {unit} {interval}，区间与 p 值出自不同的检验，{p}，n = {n}",
         "figures picked": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大；计入这一点的区间为 {interval}）",
         "figures picked alone": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大）",
         "resolved": "{winner} 优于 {loser}，相差 {figures}",
@@ -198,6 +210,8 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "unequal": "各方案的离散程度不同，因此不合并：用配对 t 检验和 Holm 校正。",
         "chance": "{interval}；{p}。",
         "interval": "每个区间在 100 次研究中有 95 次包含该差值的真值",
+        "interval looks": "每个区间在 100 次研究中有 95 次在所有检视时都包含该差值的真值",
+        "corrected intervals": "对全部比较同时成立的区间，在 100 次研究中至少有 {level:g} 次全部包含真值。",
         "together": "所有区间在 100 次研究中有 {level:g} 次同时包含与最优方案的真实差值；"
         "更差方案的区间以 0 为一端（Hsu）",
         "bootstrapped": "区间由自助法得出，种子少时偏窄（5 个种子时 100 次研究中只有 84 次包含真值）",

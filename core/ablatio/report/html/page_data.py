@@ -23,6 +23,7 @@ from ablatio.report.analysis.search import placed, search_of
 from ablatio.report.analysis.verdict import LANGUAGES, Verdict
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.read.curves import POLICY, Curve, band, minus
+from ablatio.report.read.notes import Note, in_short
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.run import RATE, Run
 from ablatio.report.read.stages import stages_of
@@ -85,7 +86,9 @@ def _asked(study: Study) -> str:
 
 
 def clean(node: Any) -> Any:
-    """Make text visible, replace numbers that JSON lacks by None, round floats to 7 digits."""
+    """Make text visible, notes one text per language, numbers that JSON lacks None; round floats to 7 digits."""
+    if isinstance(node, Note):
+        return {"en": visible(node), "zh": visible(node.zh)}
     if isinstance(node, Mapping):
         return {visible(k): clean(v) for k, v in node.items()}
     if isinstance(node, list | tuple):
@@ -130,10 +133,10 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
-    d, (low, high) = pair.difference, pair.interval
+    d = pair.difference
     return {
-        "a": pair.a, "b": pair.b, "mean": d.mean, "low": low, "high": high, "n": d.n, "p": pair.p,
-        "corrected": pair.corrected is not None, "better": pair.better, "planned": pair.planned_seeds,
+        "a": pair.a, "b": pair.b, "mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": pair.p,
+        "together": pair.corrected, "better": pair.better, "planned": pair.planned_seeds,
         "left_out": pair.left_out,
     }  # fmt: skip
 
@@ -338,7 +341,7 @@ def _noise(found: Findings) -> dict[str, Any] | None:
 def _lost(run: Run) -> dict[str, Any]:
     return {
         "label": run.title if run.stage or not run.arm else label_of(run.arm), "seed": run.seed, "state": run.state,
-        "why": run.why.split("\n")[0], "steps": run.size.get("steps"), "command": rerun_command.line(run.command),
+        "why": in_short(run.why), "steps": run.size.get("steps"), "command": rerun_command.line(run.command),
     }  # fmt: skip
 
 

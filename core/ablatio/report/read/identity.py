@@ -20,6 +20,7 @@ from ablatio.config.kind_lists import volatile
 from ablatio.errors import AblatioError
 from ablatio.registry import renamed
 from ablatio.report.read.curves import Curves
+from ablatio.report.read.notes import note
 from ablatio.storage.json_files import NUMBER, check_types, fits
 from ablatio.sweep.ledger import RESULTS, digests_in
 from ablatio.sweep.study import RUNS
@@ -52,7 +53,7 @@ def contradictions(
     """
     yield from _changed_files(folder, recorded)
     if job and (key := _other_setting(job, config)):
-        yield f"{folder / 'config.json'} has another {key} than the job of this run: it belongs to another run"
+        yield note("other setting", path=folder / "config.json", key=key)
     yield from _foreign_manifest(folder, config, manifest, summary)
     yield from _bad_scores(folder, summary)
     yield from _other_scores(folder, config, summary, curves)
@@ -76,7 +77,7 @@ def main_score(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 def _changed_files(folder: Path, recorded: str) -> Iterator[str]:
     for name, digest in digests_in(recorded).items():
         if name in RESULTS and digest_of(folder / name) != digest:
-            yield f"{folder / name} is not the file that the ledger recorded when the run ended"
+            yield note("changed file", path=folder / name)
 
 
 def digest_of(path: Path) -> str:
@@ -116,34 +117,35 @@ def _foreign_manifest(
     path = folder / "manifest.json"
     # Runs of older versions have no id in their summary; what is absent contradicts nothing.
     if {"run"} <= manifest.keys() & summary.keys() and manifest["run"] != summary["run"]:
-        yield f"{folder / 'summary.json'} is of run {summary['run']}, and {path} of run {manifest['run']}"
+        yield note("other run", summary=folder / "summary.json", manifest=path, a=summary["run"], b=manifest["run"])
     if (digest := manifest.get("config")) and digest_of(folder / "config.json") != str(digest)[:16]:
-        yield f"{folder / 'config.json'} is not the config with which the run began, by its digest in {path}"
+        yield note("other config", path=folder / "config.json", manifest=path)
     size, parameters = manifest.get("size"), summary.get("parameters")
     if isinstance(size, Mapping) and parameters is not None and size.get("parameters", parameters) != parameters:
-        yield f"{path} counts {size['parameters']} parameters and {folder / 'summary.json'} {parameters}"
+        summary_file = folder / "summary.json"
+        yield note("other size", manifest=path, summary=summary_file, a=size["parameters"], b=parameters)
     own, seeds = config.get("seeds"), manifest.get("seeds")
     for name, seed in seeds.items() if isinstance(seeds, Mapping) else ():
         asked = own.get(name) if isinstance(own, Mapping) else None
         asked = config.get("seed") if asked is None else asked
         if isinstance(asked, int) and seed != asked:
-            yield f"{path} has seed {seed} for {name}, and {folder / 'config.json'} has {asked}"
+            yield note("other seed", manifest=path, config=folder / "config.json", name=name, a=seed, b=asked)
 
 
 def _bad_scores(folder: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     main, path = main_score(summary), folder / "summary.json"
     name, better = main.get("name"), main.get("better")
     if not isinstance(name, str) or better not in ("lower", "higher"):
-        yield f"{path}: `score` names {name!r} and {better!r}; expected a score, and lower or higher"
+        yield note("no direction", path=path, name=repr(name), better=repr(better))
         return
     values = {f"`{name}`": summary.get(name)} | ({"`score.value`": main["value"]} if "value" in main else {})
     values |= {f"`{key}`": value for key, value in summary.items() if key.startswith("val/") and value is not None}
     for what, value in values.items():
         if not is_score(value):
-            yield f"{path}: {what} is {str(value)[:40]!r}; a finished run has a finite number"
+            yield note("no number", path=path, what=what, value=repr(str(value)[:40]))
             return
     if main.get("value", summary[name]) != summary[name]:
-        yield f"{path}: `score.value` is {main['value']} and `{name}` is {summary[name]}"
+        yield note("two scores", path=path, name=name, a=main["value"], b=summary[name])
 
 
 def is_score(value: Any) -> bool:
@@ -158,9 +160,10 @@ def _other_scores(folder: Path, config: Mapping[str, Any], summary: Mapping[str,
     asked = 0 if summary.get("scored_only") is True else asked  # its task trains nothing
     early = isinstance(summary.get("stopped"), Mapping)  # a stabilizer ended the run before its last step
     if isinstance(asked, int) and isinstance(steps, int) and (steps > asked if early else steps != asked):
-        yield f"{path} has {steps} steps, and {folder / 'config.json'} asks for {asked}"
+        yield note("other steps", path=path, config=folder / "config.json", steps=steps, asked=asked)
     for name, (at, values) in curves.items():
         if name.startswith("val/") and at[-1] == steps:
             said: Any = summary.get(name)
             if not (is_score(said) and math.isclose(said, values[-1], rel_tol=1e-6, abs_tol=1e-12)):
-                yield f"{path} has {name} {said}, and {folder / 'metrics.csv'} has {values[-1]} at step {steps}"
+                metrics = folder / "metrics.csv"
+                yield note("other curve", path=path, metrics=metrics, name=name, a=said, b=values[-1], steps=steps)

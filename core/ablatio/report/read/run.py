@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.report.read.curves import Curves, read_curves
 from ablatio.report.read.identity import LARGEST, MANIFEST, SUMMARY, contradictions, is_score
+from ablatio.report.read.notes import note
 from ablatio.report.rerun_command import of_run
 from ablatio.storage.json_files import read_object, short_error
 from ablatio.sweep.study import Job, label_of
@@ -114,13 +115,26 @@ class Run:
         return " ".join(str(machine[k]) for k in ("device", "precision") if k in machine)
 
 
-def what_must_agree(run: Run) -> tuple[str, str, float]:
-    """Return (text, tokenizer, token budget): losses are comparable only if these are equal."""
+class Terms(NamedTuple):
+    """What two runs must have in common for their losses to be comparable: the one place that says so.
+
+    text       hash of the scored text
+    tokenizer  name and vocabulary; scores per byte are comparable without it (`comparability.PER_TOKEN`)
+    tokens     token budget as planned
+    """
+
+    text: str
+    tokenizer: str
+    tokens: float
+
+
+def terms_of(run: Run) -> Terms:
+    """Return the terms on which a run was scored."""
     tokens, steps = run.size.get("tokens", 0), run.size.get("steps", 0)
     planned = inner(run.config, "train").get("steps")
     if isinstance(planned, int) and 0 < steps < planned and run.done:  # ended by a stabilizer: the budget is the plan
         tokens = round(tokens * planned / steps)
-    return run.scored_text, run.tokenizer, tokens
+    return Terms(run.scored_text, run.tokenizer, tokens)
 
 
 def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned: bool = False) -> Run:
@@ -143,7 +157,7 @@ def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned:
         why = bad_manifest or bad_config or next(found, "")
         state = "damaged" if why else DONE
         if bad_rows and not why:
-            why = f"{bad_rows} rows of metrics.csv cannot be read"
+            why = note("unreadable rows", n=bad_rows)
         why = why or bad_values
     place = Run(folder, group, job.id, job.arm, job.seed, job.role, state, why, command=command, stage=job.stage,
                 takes=job.takes)  # fmt: skip
@@ -194,7 +208,7 @@ def _later_values(folder: Path, summary: Mapping[str, Any]) -> tuple[dict[str, M
     try:
         values = read_values(folder)
     except AblatioError as error:
-        return {}, f"its later evaluations are left out: {str(error).splitlines()[0]}"
+        return {}, note("evaluations left out", error=str(error).splitlines()[0])
     return {c: one for c, one in values.items() if one["step"] == summary.get("steps") and is_score(one["value"])}, ""
 
 
@@ -213,7 +227,7 @@ def _state(folder: Path, summary: Mapping[str, Any], trouble: str) -> tuple[str,
         return ("running", "") if (folder / "config.json").exists() else ("planned", "")
     state = str(summary.get("status"))
     if state not in STATES:
-        return "damaged", f"{folder / 'summary.json'} names no state that is known: {state[:40]!r}"
+        return "damaged", note("unknown state", path=folder / "summary.json", state=repr(state[:40]))
     return state, str(summary.get("error") or "")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import AblatioError, EnvironmentFault, UserError
-from ablatio.report.read.run import STATES, Run, read_folder, what_must_agree
+from ablatio.report.read.notes import note
+from ablatio.report.read.run import STATES, Run, read_folder, terms_of
 from ablatio.report.read.single_runs import folders_in, runs_of
 from ablatio.report.read.stages import RECIPE, of_recipes, ordered
 from ablatio.storage.paths import shell_word
@@ -24,7 +25,7 @@ from ablatio.sweep.study import JOBS, LEDGER, NO_DESIGN, STUDY, Refused, Study, 
 class Table:
     """Runs of one or several folders, in the order of the design.
 
-    notes   what was left out of the comparison, and why
+    notes   what was left out of the comparison, and why; in both languages where it is no error's text (`notes.Note`)
     """
 
     study: Study
@@ -41,7 +42,7 @@ class Table:
     @property
     def several_data(self) -> bool:
         """True if runs differ in text, tokenizer or budget: then only differences within one folder are comparable."""
-        return len({what_must_agree(r) for r in self.counted}) > 1
+        return len({terms_of(r) for r in self.counted}) > 1
 
     def count(self) -> dict[str, int]:
         """Number of runs per state, for the states that occur."""
@@ -80,20 +81,15 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
     try:
         study = Study.read(folder)
     except EnvironmentFault as error:
-        table.notes.append(f"{first_line(error)}; the axes come from the jobs")
+        table.notes.append(note("axes from jobs", error=first_line(error)))
         study = Study(folder.name)
     studies.append(study)
-    table.notes += [
-        f"{label} means the same as {other}; one run stands for both" for label, other in study.same.items()
-    ]
+    table.notes += [note("same arm", label=label, other=other) for label, other in study.same.items()]
     table.refused += [r for r in study.refused if r not in table.refused]
     known = _ledger(folder, table.notes)
     old = sum(entry.state == "replaced" for entry in known.values())
     if old:
-        table.notes.append(
-            f"{folder}: {old} {'run' if old == 1 else 'runs'} made before the source of a part changed count no more; "
-            "others took their place"
-        )
+        table.notes.append(note("replaced one", folder=folder) if old == 1 else note("replaced", folder=folder, n=old))
     for path in sorted((folder / JOBS).glob("*.json")):
         if (word := known.get(path.stem)) and word.state == "replaced":
             continue
@@ -118,7 +114,7 @@ def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
         return {}
     if ledger.damaged:
         lines = ", ".join(map(str, ledger.damaged[:10]))
-        notes.append(f"{folder / LEDGER}: damaged lines are left out: {lines}")
+        notes.append(note("damaged lines", path=folder / LEDGER, lines=lines))
     return found
 
 
@@ -133,15 +129,14 @@ def settled(run: Run, word: Entry | None) -> Run:
     if word is None or run.state == "damaged":
         return run
     if word.state == "done":
-        gone = "the ledger has it as done, and its folder holds no result"
-        return run if run.done else replace(run, state="damaged", why=gone)
+        return run if run.done else replace(run, state="damaged", why=note("no result"))
     if word.state == "failed":
         state = "diverged" if word.kind == "diverged" else "failed"
         return replace(run, state=state, why=run.why or word.message or word.kind)
     if word.state in ("claimed", "running"):
         # `is False`: of a process on another machine nothing is known, and it counts as running.
         if alive(word) is False:
-            return replace(run, state="preempted", why="its process is gone; the same command goes on with it")
+            return replace(run, state="preempted", why=note("process gone"))
         return replace(run, state="running", why="") if word.state == "running" else replace(run, state="planned")
     return replace(run, state=word.state)  # planned, paused, preempted
 

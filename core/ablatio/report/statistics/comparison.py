@@ -31,6 +31,8 @@ Correction = Literal["holm", "dunnett", "bh", "none"]
 Values = Mapping[str, Mapping[int, float]]
 SKEWED = "paired t, corrected for skewness"  # method of a Difference
 WITH_BEST = "comparison with the best"  # likewise
+SEQUENTIAL = "sequential paired t"  # likewise, of a study with looks
+CONFIDENCE = 0.95  # of the interval of one comparison
 ALL_PAIRS = 8  # arms; without a baseline more arms are compared with the best one
 
 
@@ -68,8 +70,10 @@ class Pair:
     planned_seeds  seeds per arm with which a new study resolves a difference as large as this one in 4 of 5 cases;
                    None if it is resolved or the number cannot be computed.  Adding seeds to this study until p is small
                    is another matter: it finds differences where there are none
-    corrected      of a difference that is not resolved though its own interval lies to one side of 0: the interval that
-                   allows for all comparisons of the study (Bonferroni), which contains 0; else None
+    corrected      of a difference that is not resolved though its own interval lies to one side of 0: its interval of
+                   the family that holds for all comparisons together (Bonferroni), which contains 0; else None.  It
+                   stands beside the own interval and never in its place: one that is chosen of two by the data covers
+                   more often than either says
     """
 
     a: str
@@ -81,11 +85,6 @@ class Pair:
     detectable: float = math.nan
     planned_seeds: int | None = None
     corrected: tuple[float, float] | None = None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The interval to show: the corrected one, if there is one."""
-        return self.corrected or (self.difference.low, self.difference.high)
 
     @property
     def ranked(self) -> bool:
@@ -172,7 +171,6 @@ def compare(
     applied: Correction = "holm" if unequal else correction
     corrected = _corrected(values, names, [d.p for d in found], applied)
     # Also for Benjamini-Hochberg: power and intervals are planned for the strictest of its thresholds.
-    # Also for Benjamini-Hochberg: power and intervals are planned for the strictest of its thresholds.
     family = 1 if correction == "none" else len(names)
     pairs = [
         _pair(a, b, values, (difference, sign), p, family, better, alpha)
@@ -206,7 +204,6 @@ def compare_with_best(values: Values, *, better: Better = "low", alpha: float = 
     def difference(i: int) -> Difference:
         low, high = sorted((sign * found.low[i], sign * found.high[i]))
         sd = float((table[:, i] - table[:, found.top]).std(ddof=1))
-        # The residue of rounding would be shown as a difference between arms that gave the same numbers.
         # The residue of rounding would be shown as a difference between arms that gave the same numbers.
         gap = 0.0 if sd == 0 and found.p[i] == 1 else sign * found.gap[i]
         return Difference(gap, low, high, found.p[i], len(seeds), sd, WITH_BEST)
@@ -261,7 +258,6 @@ def _skew_to_correct(
     if method not in ("t", "skewed"):
         return {}
     gaps = {(a, b): _gaps(values[a], values[b]) for a, b in names}
-    # Differences to one baseline share its skewness, so they tell of each other; pairs of different arms do not.
     # Differences to one baseline share its skewness, so they tell of each other; pairs of different arms do not.
     others = [skewness(of) for of in gaps.values()] if baseline is not None else []
     found = {}
@@ -343,14 +339,15 @@ def _pair(
 def _with_corrected_interval(
     pair: Pair, values: Values, family: int, alpha: float, skew: Sequence[float] | None
 ) -> Pair:
-    """Add the interval of confidence 1 - alpha / family, if the pair's own one contradicts its p.
+    """Add the interval of confidence 1 - alpha / family, if the pair's own one seems to contradict its p.
 
-    Without the correction an interval may lie to one side of 0 beside a corrected p above alpha.
+    An interval of one comparison alone may lie to one side of 0 beside a corrected p above alpha.
     """
     d = pair.difference
-    if pair.better is not None or family < 2 or math.isnan(d.low) or not excludes_zero(d.low, d.high):
+    confidence = max(CONFIDENCE, 1 - alpha / family)
+    if pair.better is not None or confidence == CONFIDENCE or not excludes_zero(d.low, d.high):
         return pair
-    gaps, confidence = _gaps(values[pair.a], values[pair.b]), 1 - alpha / family
+    gaps = _gaps(values[pair.a], values[pair.b])
     low, high = skew_corrected(gaps, confidence, skew)[:2] if d.method == SKEWED else t_test(gaps, confidence)[2:4]
     wide = (float(low), float(high))
     return pair if excludes_zero(*wide) else replace(pair, corrected=wide)

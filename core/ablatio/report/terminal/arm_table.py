@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm
-from ablatio.report.analysis.findings import Findings, Row
+from ablatio.report.analysis.findings import STAR, Findings, Row
 from ablatio.report.analysis.search import search_of
 from ablatio.report.escape import csv_text, terminal
+from ablatio.report.numbers import number, p_cell, short
+from ablatio.report.read.notes import in_short
 from ablatio.report.read.run import Run
 from ablatio.report.read.stages import Stage, stages_of
 from ablatio.report.read.table import Table
 from ablatio.report.terminal.effects_grid import show_effects
 from ablatio.report.terminal.trials_table import show_search
+from ablatio.sweep.durations import duration
 from ablatio.sweep.study import label_of
 
 if TYPE_CHECKING:
@@ -24,51 +27,16 @@ if TYPE_CHECKING:
 
 LOST = ("failed", "diverged", "damaged")
 SHOWN, SENTENCES = 40, 10  # arms and sentences shown in the terminal; the files hold all
-UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def short(number: float | None) -> str:
-    """360689172480 -> 360.7 G."""
-    if number is None:
-        return ""
-    factor, unit = next(((f, u) for f, u in UNITS if abs(number) >= f), (1.0, ""))
-    return f"{number / factor:.4g} {unit}".rstrip()
-
-
-def seconds_text(seconds: float | None) -> str:
-    """0.0123 -> 12.3 ms; 7260 -> 2.02 h."""
-    if seconds is None:
-        return ""
-    for limit, factor, unit in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
-
-
-def number(value: float | None, signed: bool = False) -> str:
-    """Four decimals with a true minus sign."""
-    if value is None or math.isnan(value):
-        return ""
-    text = f"{value:+.4f}" if signed else f"{value:.4f}"
-    return text.replace("-", "−")
 
 
 def interval(row: Row) -> str:
-    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline; `*`: corrected for all comparisons."""
+    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline; `*`: see `Pair.corrected`."""
     d = row.pair.difference if row.pair else None
     if d is None or math.isnan(d.mean):
         return ""
-    low, high = row.pair.interval if row.pair else (d.low, d.high)
     star = "*" if row.pair and row.pair.corrected else ""
-    reach = "" if math.isnan(low) else f" [{number(low, True)}, {number(high, True)}]{star}"
+    reach = "" if math.isnan(d.low) else f" [{number(d.low, True)}, {number(d.high, True)}]{star}"
     return number(d.mean, True) + reach
-
-
-def p_text(p: float | None) -> str:
-    """Three decimals, or `< 0.001`."""
-    if p is None or math.isnan(p):
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def state_text(arm: Arm) -> str:
@@ -99,7 +67,7 @@ def show(console: Console, findings: Findings) -> None:
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
     if any(row.pair and row.pair.corrected for row in findings.rows):
-        console.print("* interval corrected for all comparisons", highlight=False, markup=False)
+        console.print(f"* interval {STAR}", highlight=False, markup=False)
     if not first:
         _show_effects(console, findings)
     for sentence in lost(findings.table):
@@ -135,7 +103,7 @@ def lost(table: Table) -> Iterator[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for run in table.runs:
         if run.state in LOST:
-            reasons.setdefault((run.state, run.why.split("\n")[0]), []).append(f"{run.title} seed={run.seed}")
+            reasons.setdefault((run.state, in_short(run.why)), []).append(f"{run.title} seed={run.seed}")
     for (state, why), runs in reasons.items():
         which = runs[0] if len(runs) == 1 else f"{len(runs)} runs, such as {runs[0]}"
         yield f"{state}: {which}: {why}"
@@ -195,8 +163,8 @@ def _grid(findings: Findings, width: int) -> Grid:
                         min_width=least.get(name))  # fmt: skip
     for row, mark in zip(findings.rows[:SHOWN], marks, strict=False):
         arm = row.arm
-        middle = [interval(row), p_text(row.pair.p if row.pair else None)] if compared else []
-        costs = [short(arm.size("parameters")), seconds_text(arm.cost("seconds"))] if wide else []
+        middle = [interval(row), p_cell(row.pair.p if row.pair else None)] if compared else []
+        costs = [short(arm.size("parameters")), duration(arm.cost("seconds"))] if wide else []
         cells = (str(row.n), number(row.mean), number(row.sd), *middle, *costs)
         grid.add_row(terminal(arm.name), *cells, terminal(mark))
     return grid

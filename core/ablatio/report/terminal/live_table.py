@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from ablatio.sweep.durations import duration
 from ablatio.sweep.engine import Engine
 from ablatio.sweep.ledger import Entry, State
 from ablatio.sweep.score import score_of
@@ -136,7 +137,7 @@ class LiveTable:
         # No step since the start: a rate of 0 would promise forever.
         if done == before:
             return ""
-        return f", {_seconds((total - done) * (now - since) / (done - before))} left"
+        return f", {duration((total - done) * (now - since) / (done - before), 2)} left"
 
 
 def at(run: Path) -> RunningJob:
@@ -181,9 +182,3 @@ def _said(engine: Engine, entry: Entry) -> str:
 
 def _steps(job: Job) -> int:
     return job.until or int(job.config["train"]["steps"])
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ablatio.registry.kinds import tasks
 from ablatio.sweep.arms import Cell
+from ablatio.sweep.durations import duration
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.registration import AMOUNTS
 from ablatio.sweep.registration import sentence as registration_in_words
@@ -221,14 +222,6 @@ def looks_sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None
         measured = smallest_difference(sizes[-1], known.sd, 2, last, power, known.df)
         text += f": {measured:.2g} {known.unit}, from {known.source}"
     yield text + "."
-
-
-def duration(seconds: float) -> str:
-    """95 -> 1.6 min."""
-    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
 
 
 def show(plan: Plan, folder: Path | None = None) -> None:

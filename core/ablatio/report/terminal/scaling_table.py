@@ -10,7 +10,7 @@ from ablatio.report.analysis.scaling_text import law_text, sentences
 from ablatio.report.analysis.scaling_verdict import ArmTrend, extrapolated
 from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
 from ablatio.report.escape import terminal
-from ablatio.report.terminal.arm_table import short
+from ablatio.report.numbers import short
 
 COUNTED = {"parameters": "parameters", "non_embedding": "non-embedding parameters", "active": "active parameters"}
 

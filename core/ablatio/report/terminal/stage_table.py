@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ablatio.report.terminal.plan_table import duration, seeds_sentence
+from ablatio.report.terminal.plan_table import seeds_sentence
+from ablatio.sweep.durations import duration
 from ablatio.sweep.engine import Result
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.score import cost_of, score_of

@@ -66,12 +66,12 @@ function forestRow(data, p, name, { f, x, inside, y, left, row, wide, digits, do
   if (based) for (const v of dots.get(p.a) || []) if (inside(v) === x(v)) group.append(s("circle", { class: "speck", cx: x(v), cy: y, r: 2.5 }));
   if (known(p.low)) group.append(s("line", { class: "line", x1: inside(p.low), x2: inside(p.high), y1: y, y2: y, "stroke-width": 2.5 }));
   if (known(p.mean)) group.append(s("circle", { class: kind === "open" ? "ring" : "dot", cx: inside(p.mean), cy: y, r: 5 }));
-  const interval = known(p.low) ? ` [${signed(p.low, digits)}, ${signed(p.high, digits)}]${p.corrected ? "*" : ""}` : "";
+  const interval = known(p.low) ? ` [${signed(p.low, digits)}, ${signed(p.high, digits)}]${p.together ? "*" : ""}` : "";
   if (wide) {
     group.append(s("text", { class: "strong", x: f.box.right + 16, y: y + 4 }, signed(p.mean, digits) + interval));
     group.append(s("text", { x: f.width, y: y + 4, "text-anchor": "end" }, known(p.p) ? `p ${pText(p.p)}` : `n ${p.n}`));
   }
-  const rows = [[t("difference"), signed(p.mean, digits) + interval], [t("p"), pText(p.p)], [t("n"), String(p.n)], ["", t(kind === "better" ? "best" : kind === "worse" ? "worse" : "unresolved")]];
+  const rows = [[t("difference"), signed(p.mean, digits) + interval], ...(p.together ? [[t("together"), `[${signed(p.together[0], digits)}, ${signed(p.together[1], digits)}]`]] : []), [t("p"), pText(p.p)], [t("n"), String(p.n)], ["", t(kind === "better" ? "best" : kind === "worse" ? "worse" : "unresolved")]];
   group.append(tip(s("rect", { class: "hit", x: 0, y: y - row / 2, width: f.width, height: row }), name, rows));
   return group;
 }

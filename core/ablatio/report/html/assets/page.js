@@ -45,6 +45,9 @@ function verdict() {
   return h("div", {}, h("p", { class: "headline" }, whole(said.headline)), list, more, notes);
 }
 
+/** A text, in the language of the page if it has several. */
+const own = (text) => (text && typeof text === "object" ? text[language] : text);
+
 /** `p = 0.003` stays on one line. */
 const whole = (text) => text.replace(/ ([=<]) /g, "\u00a0$1\u00a0");
 
@@ -53,7 +56,7 @@ const done = () => (data.states.done || 0) > 0;
 // ---------------------------------------------------------------- differences
 
 const FOREST = 30;
-const starred = () => data.pairs.some((p) => p.corrected);
+const starred = () => data.pairs.some((p) => p.together);
 
 function forest() {
   if (!data.pairs.length) return null;
@@ -98,7 +101,7 @@ const excess = (x) => (x < 0 ? "−" : "+") + percent(Math.abs(x));
 function differenceCell(a, digits) {
   if (a.baseline) return h("span", { class: "tag" }, t("baseline"));
   if (!a.pair || !known(a.pair.mean)) return "–";
-  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]${a.pair.corrected ? "*" : ""}` : "";
+  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]${a.pair.together ? "*" : ""}` : "";
   return h("span", { class: outcome(a.pair, a.name) }, h("span", { class: "tint" }, signed(a.pair.mean, digits)), reach);
 }
 
@@ -306,7 +309,7 @@ function cellsSection(name, left, named) {
   const rows = (data[name] || []).slice(named ? 1 : 0);
   if (!rows.length) return null;
   const heads = [...t(`${name}_heads`).split("|"), ...(named ? data[name][0].slice(named) : [])].map((text, i) => h("th", { scope: "col", class: i < left ? "text" : null }, text));
-  const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i < left ? "text name" : null }, text || "–"))));
+  const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i < left ? "text name" : null }, (i >= left && words[language][`cell_${text}`]) || text || "–"))));
   return section(name, t(name), [t(`${name}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))), true);
 }
 
@@ -315,7 +318,7 @@ function textTable(id, rows, left) {
   if (!rows.length) return null;
   const kind = (i) => (i < left || i === rows[0].length - 1 ? "text" : null);
   const heads = t(`${id}_heads`).split("|").map((text, i) => h("th", { scope: "col", class: kind(i) }, text));
-  const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i ? kind(i) : "text name" }, text || "–"))));
+  const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i ? kind(i) : "text name" }, own(text) || "–"))));
   return section(id, t(id), [t(`${id}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))));
 }
 
@@ -335,7 +338,7 @@ function stagesTable() {
 }
 
 function lost() {
-  const rows = [...data.lost.map((r) => [r.label, String(r.seed), t(r.state) + (known(r.steps) ? ` · ${t("at_step", { x: short(r.steps) })}` : ""), r.why, r.command]), ...data.refused.map((r) => [r.label, "", t("refused"), r.why, ""])];
+  const rows = [...data.lost.map((r) => [r.label, String(r.seed), t(r.state) + (known(r.steps) ? ` · ${t("at_step", { x: short(r.steps) })}` : ""), own(r.why), r.command]), ...data.refused.map((r) => [r.label, "", t("refused"), r.why, ""])];
   if (!rows.length) return null;
   const heads = [["arm", true], ["seed"], ["state", true], ["why", true], ["again"]].map(([k, text]) => h("th", { scope: "col", class: text ? "text" : null }, t(k)));
   const body = rows.slice(0, 200).map(([label, seed, state, why, command]) => h("tr", {}, h("td", { class: "text name" }, label), h("td", {}, seed), h("td", { class: "text" }, state), h("td", { class: "text long" }, why), h("td", {}, copyButton(command))));
@@ -349,13 +352,13 @@ function bill() {
 }
 
 function provenance() {
-  const pairs = [[t("design"), data.study.design], [t("settings"), Object.entries(data.study.settings).map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join(" ")], [t("matched"), data.arms.filter((a) => a.matched).map((a) => `${a.name}: ${a.matched}`).join("; ")], [t("asked"), data.study.overrides], [t("folders"), data.study.folders.join(" ")]].filter((p) => p[1]);
+  const pairs = [[t("design"), data.study.design], [t("settings"), Object.entries(data.study.settings).map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join(" ")], [t("matched"), data.arms.filter((a) => a.matched).map((a) => `${a.name}: ${own(a.matched)}`).join("; ")], [t("asked"), data.study.overrides], [t("folders"), data.study.folders.join(" ")]].filter((p) => p[1]);
   const most = data.provenance.reduce((a, p) => Math.max(a, p[2]), 0);
   const rows = data.provenance.map(([what, value, n]) => [words[language][what] || what, /^[0-9a-f]{40,}$/.test(value) ? value.slice(0, 16) : value, n]);
   const list = [...pairs, ...rows].map(([what, value, n]) => [h("dt", {}, what), h("dd", {}, h("code", {}, value), n && n < most ? h("span", {}, ` ${t("in_runs", { n })}`) : null)]);
   const commands = data.arms.filter((a) => a.command).slice(0, 400).map((a) => h("li", {}, h("code", {}, a.command)));
   const again = commands.length > 0 && h("details", {}, h("summary", {}, t("again")), h("ul", {}, commands));
-  const notes = data.notes.length > 0 && h("div", {}, h("h3", {}, t("notes")), h("ul", { class: "plain-list" }, data.notes.map((x) => h("li", {}, x))));
+  const notes = data.notes.length > 0 && h("div", {}, h("h3", {}, t("notes")), h("ul", { class: "plain-list" }, data.notes.map((x) => h("li", {}, own(x)))));
   return section("provenance", t("provenance"), [t("provenance_caption")], [h("dl", {}, list.flat()), again, notes]);
 }
 
