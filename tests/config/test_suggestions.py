@@ -163,7 +163,7 @@ def test_what_belongs_to_another_part_says_to_which(override: str, said: str) ->
 
 
 def test_the_form_that_names_a_single_layer_composes() -> None:
-    assert compose_run(["layers.at.attention={0:none}"]).config["layers"]["at"]["attention"] == {0: "none"}
+    assert compose_run(["layers.at.attention={0:none}"]).config["layers"]["at"]["attention"] == {"0": "none"}
 
 
 @pytest.mark.parametrize("name", ["log", "loguniform", "uniform"])

@@ -102,7 +102,8 @@ NOTES: Mapping[str, str] = {
     **dict.fromkeys(
         ("minutes", "hours", "seconds", "max_time", "wall_time", "time_limit"),
         "a time does not say how many steps a run has, which its schedule and its repetition need: a short run prints "
-        "tokens per second, from which train.tokens follows; timeout= ends the runs of a sweep",
+        "tokens per second, from which train.tokens follows; `ablatio size --flops RATE` prints the time of a budget; "
+        "timeout= ends the runs of a sweep",
     ),
     **dict.fromkeys(("freeze_layers", "frozen"), "weights are frozen by role or place: freeze=[embed,layers.0-3]"),
 }
