@@ -139,6 +139,7 @@ class Day:
         why = [f"exit code {code}, expected {step.code}"] if code != step.code else []
         why += [f"not shown: {text}" for text in step.shows if " ".join(text.split()) not in flat]
         why += [f"not made: {path}" for path in step.makes if not (self.folder / path).exists()]
+        why += [f"left: {path}" for path in step.leaves_out if (self.folder / path).exists()]
         if limits:
             lines, named = len(shown.splitlines()), sum("=" in line.split(" ")[0] for line in shown.splitlines())
             if named < limits[0] or lines >= limits[1]:
@@ -152,12 +153,13 @@ class Day:
     def write_results(self, file: Path) -> None:
         """Keep what passed and failed beside the results of other Pythons."""
         told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        steps = self.record["steps"]
+        every = every_step()
+        steps = {what: seconds for what, seconds in self.record["steps"].items() if what in every}
         told[self.record["python"]] = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commits": self.record["commits"],
             "torch": self.record["torch"],
-            "steps": len(every_step()),
+            "steps": len(every),
             "passed": sum(seconds is not None for seconds in steps.values()),
             "failed": [what for what, seconds in steps.items() if seconds is None],
             "seconds": steps,
