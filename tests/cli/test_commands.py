@@ -43,6 +43,27 @@ def test_looking_and_checking_import_no_torch(arguments: list[str]) -> None:
     assert done.returncode == (2 if arguments[-1] == "norm=nothing" else 0), done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_fits_the_terminal(
+    arguments: list[str], columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost: the words are those of a page without breaks."""
+    from ablatio.cli.main import main
+    from ablatio.cli.pages import fitted
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert columns - 10 < max(map(len, shown.splitlines())) <= columns
+    monkeypatch.setenv("COLUMNS", "80")
+    row = "  word      " + "meaning " * 20
+    lines = fitted(f"A title\n\n{row}\n{'prose ' * 30}").splitlines()
+    assert " ".join(" ".join(lines).split()) == " ".join(f"A title {row} {'prose ' * 30}".split())
+    assert lines[2].startswith("  word      meaning") and lines[3].startswith(" " * 12 + "meaning")
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_catalogue_as_json_knows_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     from ablatio.cli.main import main
 

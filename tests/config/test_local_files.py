@@ -261,3 +261,15 @@ def test_every_kind_is_a_group_of_files() -> None:
     write("conf/optimizer/mine.yaml", "name: adamw\nweight_decay: 0.25\n")
     changed = compose_run(["optimizer=mine", "optimizer.lr=0.5"]).config["optimizer"]
     assert changed == {**compose_run([]).config["optimizer"], "weight_decay": 0.25, "lr": 0.5}
+
+
+def test_a_file_beside_is_named_by_its_path(here: Path) -> None:
+    """The name of a file without its path, as the other programs of Hydra take it."""
+    (here / "mine.yaml").write_text("train: {steps: 3}\n", encoding="utf-8")
+    (here / "study.yaml").write_text("sweep: {axes: {seed: [1, 2]}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"named by its path: experiment=\./mine\.yaml"):
+        compose_run(["experiment=mine"])
+    assert compose_run(["experiment=./mine.yaml"]).config["train"]["steps"] == 3
+    with pytest.raises(UserError, match=r"try: \+sweep=\./study\.yaml"):
+        plan_sweep(["+sweep=study"])
+    assert len(plan_sweep(["+sweep=./study.yaml"]).jobs) == 2

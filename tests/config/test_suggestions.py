@@ -34,7 +34,8 @@ def test_every_word_of_another_library_leads_to_a_setting_that_exists(tree: dict
         node: object = {**options, **tree, "resume": None}
         for part in setting.split("."):
             assert isinstance(node, dict)
-            if setting not in ("attention.n_kv_heads", "design.runs"):  # knobs of grouped attention, of a search
+            # knobs of grouped attention, of a search, and of a kind that is chosen only by name
+            if setting not in ("attention.n_kv_heads", "design.runs") and not setting.startswith("peft."):
                 assert part in node, f"{word}: {setting} does not exist"
                 node = node[part]
 
@@ -112,7 +113,8 @@ def test_values_of_other_libraries_are_values_here(tree: dict[str, object]) -> N
     ("word", "name"),
     [
         ("batch_tokens", "batch_size"), ("n_layer", "n_heads"), ("precision", "position"), ("dropout", "out"),
-        ("layers", "launcher"), ("extend", "seed"), ("tokens", "steps"), ("lr", "lm"), ("max_steps", "max_len"),
+        ("n_kv_heads", "n_heads"), ("layers", "launcher"), ("extend", "seed"), ("tokens", "steps"), ("lr", "lm"),
+        ("max_steps", "max_len"),
     ],
 )  # fmt: skip
 def test_another_word_is_no_misspelling(word: str, name: str) -> None:
@@ -134,3 +136,38 @@ def test_one_slip_is_always_recognized(name: str, data: st.DataObject) -> None:
         parts = min(map(len, name.split("_")))
         if parts >= 3 and slip.count("_") == name.count("_"):
             assert name in nearest(slip, [name])
+
+
+def test_names_of_peft_are_those_of_the_chosen_method() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_run(["peft=lora", "model.path=x", "peft.r=4", "lora_alpha=8", "peft.target_modules=[q_proj]"])
+    for setting in ("peft.rank=4", "peft.alpha=8", "peft.targets=[q_proj]"):
+        assert f"try: {setting}\n" in f"{caught.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.n_kv_heads=2", "it is a knob of attention=.*gqa.*: attention=OPTION attention.n_kv_heads=2$"),
+        ("top_k=2", "it is a knob of .*mlp=.*moe.*: .*mlp=OPTION mlp.top_k=2"),
+        ("task=dpo", "there is no `dpo`, which is an option of alignment; there are"),
+        ("schedule.min_lr=1e-5", "is a share of optimizer.lr: schedule.final=0.1"),
+        ("layers.0.attention=none", r"layers.at.attention=\{0:OPTION\}"),
+    ],
+)
+def test_what_belongs_to_another_part_says_to_which(override: str, said: str) -> None:
+    """`n_kv_heads` was once read as n_heads misspelled, which is another model."""
+    with pytest.raises(ConfigError, match=said) as caught:
+        compose_run([override])
+    assert "try:" not in str(caught.value)
+
+
+def test_the_form_that_names_a_single_layer_composes() -> None:
+    assert compose_run(["layers.at.attention={0:none}"]).config["layers"]["at"]["attention"] == {"0": "none"}
+
+
+@pytest.mark.parametrize("name", ["log", "loguniform", "uniform"])
+def test_an_interval_that_counts_its_values_says_how_many_are_drawn(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}\(1e-4,1e-2\) with design=random design.runs=5 draws as many"):
+        plan_sweep([f"optimizer.lr={name}(1e-4,1e-2,5)"])
+    assert len(plan_sweep([f"optimizer.lr={name}(1e-4,1e-2)", "design=random", "design.runs=5"]).jobs) == 5

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers.doc_pages import LANGUAGES, Reader, blocks, pages
+from helpers.doc_pages import DOCS, LANGUAGES, Reader, blocks, pages
 
 from ablatio.registry import discovery, rules
 from ablatio.registry.registry import REGISTRIES
@@ -72,3 +72,13 @@ def test_few_blocks_are_not_run() -> None:
     left_out = [block.where for block in found if not block.runs]
     assert len(left_out) <= NOT_RUN, f"{len(left_out)} of {len(found)} blocks do not run: {left_out}"
     assert len(found) > 40
+
+
+def test_the_own_part_is_in_a_sweep_before_the_tenth_command() -> None:
+    """From the installation of the wheel on; docs/howto/first-part.md says how many commands there are."""
+    page = "howto/first-part.md"
+    shell = [block for block in blocks(page) if block.language == "bash"]
+    typed = [line for block in shell for line in block.body.splitlines() if line.strip()]
+    study = [number for number, line in enumerate(typed, 1) if line.startswith(("ablatio train -m", "ablatio resume"))]
+    assert typed[0].startswith("pip install") and study == [6, 8] and "eight commands" in (DOCS / page).read_text()
+    assert [block.where for block in shell if not block.runs] == [shell[0].where], "only the installation is not run"

@@ -146,3 +146,14 @@ def test_a_pattern_without_a_weight_and_a_model_without_a_trained_one_are_refuse
         with pytest.raises(ConfigError, match="cannot be frozen by itself"):
             spec(f"freeze=[{pattern}]", "model.tied=stages(true@0,false@0.5)")
     spec("freeze=[embedding]", "model.tied=stages(true@0,false@0.5)")
+
+
+def test_a_range_that_ends_behind_the_last_layer_is_refused() -> None:
+    """A model of three layers has no layer 3: whoever names it thinks of another model."""
+    for pattern, fitting in {"layers.0-3": "layers.0-2", "layers.1-30.mlp": "layers.1-2.mlp"}.items():
+        with pytest.raises(UserError, match=rf"ends behind the last layer of the model\n    try: freeze=\[{fitting}\]"):
+            _ = spec(f"freeze=[{pattern}]").trainable
+        assert 0 < spec(f"freeze=[{fitting}]").trainable < spec().trainable
+    # Stacks of two depths: the range ends within one of them.
+    two = ("architecture=encoder_decoder", "model.encoder_layers=2", "objective=span_corruption")
+    assert spec("freeze=[layers.0-2]", *two).trainable < spec(*two).trainable

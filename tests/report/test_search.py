@@ -122,6 +122,16 @@ def test_trials_and_final_runs_of_a_search_are_told_apart(tmp_path: Path) -> Non
     assert any("Trials have seed 3" in s for s in search.said()) and "(p" not in search.said()[-1]
 
 
+def test_search_with_one_seed_names_no_pair_that_cannot_be_tested(tmp_path: Path) -> None:
+    """Twelve trials have 66 pairs; a grid, in which each pair was asked for, keeps its sentences."""
+    found, search = found_in(tmp_path / "s", dataclasses.replace(RANDOM, states={}, seeds=(1,)))
+    assert not [text for text in found.said() if "one shared seed" in text]
+    assert found.said()[0].startswith("No test possible") and len(found.said()) < 4
+    assert search.said()[0] in markdown_text(found)
+    full = Fake(axes={"norm": [*NORMS, "dyt"]}, seeds=(1,))
+    assert [text for text in find(read_table([write_study(tmp_path / "f", full)])).said() if "one shared seed" in text]
+
+
 def test_fixed_designs_have_no_trials(tmp_path: Path) -> None:
     full = Fake(axes={"norm": NORMS, "optimizer.lr": ["0.001", "0.003"]})
     assert search_of(find(read_table([write_study(tmp_path / "s", full)]))) is None

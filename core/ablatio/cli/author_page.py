@@ -2,12 +2,11 @@
 
 import importlib
 import inspect
-import shutil
-import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ablatio
+from ablatio.cli.pages import columns, rows, wrapped
 from ablatio.cli.scaffold import templates
 from ablatio.registry import consumers, contract, kinds
 from ablatio.registry.kinds.alignment_inputs import WORDS
@@ -23,24 +22,23 @@ def author_page(kind: str) -> str:
         for entry in list(registry)[:1]:
             registry.target(entry.name)
         registry = REGISTRIES[kind]
-    width = max(80, min(shutil.get_terminal_size().columns, 120))
-    return "\n".join(line.rstrip() for line in _lines(registry, width)).rstrip() + "\n"
+    return "\n".join(line.rstrip() for line in _lines(registry, columns())).rstrip() + "\n"
 
 
 def _lines(registry: Registry[Any], width: int) -> Iterator[str]:
     about = contract.described(registry)
-    yield from _wrapped(f"{registry.kind}: {registry.doc}", width)
+    yield from wrapped(f"{registry.kind}: {registry.doc}", width)
     for paragraph in "\n".join(about.prose).strip().split("\n\n"):
-        yield from _block("", _wrapped(paragraph, width))
-    yield from _block("REGISTER", _register(registry))
+        yield from _block("", wrapped(paragraph, width))
+    yield from _block("REGISTER", _register(registry, width))
     wiring = contract.wiring(registry)
     yield from _block(
-        "HANDED OVER: parameters left of a bare `*`, each by its name; take those that you need",
+        "HANDED OVER: parameters left of a bare `*`, by name; take those that you need",
         _words(wiring, width) if wiring else ["nothing"],
     )
     yield from _block("CALLED", _methods(registry, width))
     facts = {f"{name} = {value!r}": said for name, (value, said) in contract.facts(registry).items()}
-    title = "FACTS: class attributes, or arguments of `register` for a function, and their defaults"
+    title = "FACTS: class attributes, or of a function arguments of `register`; with defaults"
     yield from _block(title, _words(facts, width) if facts else ["none"])
     for method in registry.asks:
         yield from _block(
@@ -52,7 +50,7 @@ def _lines(registry: Registry[Any], width: int) -> Iterator[str]:
             yield from _block(title, _words(rest, width))
     yield from _block("RULES that read these facts", _rules(registry, width))
     if said := consumers.unused(registry):
-        yield from _block("WARNING", _wrapped(said, width))
+        yield from _block("WARNING", wrapped(said, width))
     yield from ("", "EXAMPLE, a whole file", "", *templates.example(registry.kind).rstrip().splitlines(), "")
     yield f"try: ablatio new-plugin my-parts --kind {registry.kind}"
 
@@ -60,16 +58,16 @@ def _lines(registry: Registry[Any], width: int) -> Iterator[str]:
 def _block(title: str, lines: list[str]) -> Iterator[str]:
     if lines:
         yield ""
-        yield from [title] if title else []
+        yield from wrapped(title, columns()) if title else []
         yield from (f"  {line}" if title else line for line in lines)
 
 
-def _register(registry: Registry[Any]) -> list[str]:
+def _register(registry: Registry[Any], width: int) -> list[str]:
     module, name = import_of(registry)
     lines = [f"from {module} import {name}", f'@{name}.register("my_name", paper="arXiv:...")']
     if registry.calls:
         forms = " or ".join(f"({', '.join(form)}, *, KNOBS)" for form in registry.calls)
-        lines.append(f"of a class, or of a function {forms}")
+        lines += wrapped(f"of a class, or of a function {forms}", width - 2, subsequent_indent="    ")
     else:
         lines.append("of a class, or of a function that takes the wiring and returns the part")
     if registry.base:
@@ -96,23 +94,14 @@ def import_of(registry: Registry[Any]) -> tuple[str, str]:
 
 
 def _words(words: Mapping[str, str], width: int) -> list[str]:
-    """Words and meanings in two columns, which begin at NAME."""
-    lines: list[str] = []
-    for word, meaning in words.items():
-        body = _wrapped(meaning, width - NAME - 2)
-        if len(word) + 1 > NAME or not body:
-            lines.append(word)
-        else:
-            lines.append(f"{word:<{NAME}}{body.pop(0)}")
-        lines += [" " * NAME + line for line in body]
-    return lines
+    return rows(words, width - 2, NAME)
 
 
 def _methods(registry: Registry[Any], width: int) -> list[str]:
     lines: list[str] = []
     for text, needed, said in contract.methods(registry).values():
-        lines += _wrapped(f"{text}   [{needed}]", width - 2, subsequent_indent="    ")
-        lines += _wrapped(said, width - 2, initial_indent="    ", subsequent_indent="    ")
+        lines += wrapped(f"{text}   [{needed}]", width - 2, subsequent_indent="    ")
+        lines += wrapped(said, width - 2, initial_indent="    ", subsequent_indent="    ")
     if registry.base:
         lines += ["", f"hooks of {registry.base}, which does nothing by default"]
         module, _, name = registry.base.rpartition(".")
@@ -122,9 +111,9 @@ def _methods(registry: Registry[Any], width: int) -> list[str]:
             signature = str(inspect.signature(inspect.getattr_static(base, hook).__func__ if _bound(base, hook) else
                                               getattr(base, hook)))  # fmt: skip
             plain = contract.short(signature).replace("'", "").replace("(self, ", "(").replace("(self)", "()")
-            lines += _wrapped(f"{hook}{plain}", width - 2, subsequent_indent="    ")
+            lines += wrapped(f"{hook}{plain}", width - 2, subsequent_indent="    ")
             first = (inspect.getdoc(getattr(base, hook)) or "").split("\n")[0]
-            lines += _wrapped(first, width - 2, initial_indent="    ", subsequent_indent="    ")
+            lines += wrapped(first, width - 2, initial_indent="    ", subsequent_indent="    ")
     return lines
 
 
@@ -144,17 +133,6 @@ def _rules(registry: Registry[Any], width: int) -> list[str]:
     lines: list[str] = []
     for rule in contract.rules_about(registry):
         unless = f" unless {rule.unless}" if rule.unless != "False" else ""
-        lines += _wrapped(f"refused: {rule.when}{unless}", width - 2, subsequent_indent="    ")
-        lines += _wrapped(rule.why, width - 2, initial_indent="    ", subsequent_indent="    ")
+        lines += wrapped(f"refused: {rule.when}{unless}", width - 2, subsequent_indent="    ")
+        lines += wrapped(rule.why, width - 2, initial_indent="    ", subsequent_indent="    ")
     return lines
-
-
-def _wrapped(text: str, width: int, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=initial_indent,
-        subsequent_indent=subsequent_indent,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )

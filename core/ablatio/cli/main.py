@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ablatio.cli.commands import COMMANDS
+from ablatio.cli.pages import columns, fitted, rows
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted
 from ablatio.storage import before_torch
 from ablatio.storage.collector import collect_seldom
@@ -14,19 +15,21 @@ from ablatio.storage.process import Stopped
 from ablatio.storage.streams import SafeStream, safe_streams
 
 HELP = """\
-ablatio measures what one part of a language model, or of its training, contributes.
+ablatio measures what one part of a language model or its training contributes.
 
-  ablatio train                                        train the default model on the embedded corpus, 4 minutes
-  ablatio train norm=layernorm position=alibi seed=2   choose parts and settings by name
-  ablatio train -m norm=layernorm,rmsnorm seed=1,2,3   run a sweep over all combinations
-  ablatio train -m +sweep=position_extrapolation       run a study from sweeps/
-  ablatio train resume=runs/NAME                       continue an interrupted run, bit for bit
+  ablatio train                           train the default model, 4 minutes
+  ablatio train norm=layernorm seed=2     choose parts and settings by name
+  ablatio train -m norm=layernorm,rmsnorm seed=1,2,3
+                                          run a sweep over all combinations
+  ablatio train -m +sweep=first_study     run a study from sweeps/
+  ablatio train resume=runs/NAME          continue a run, bit for bit
 
 commands:
 {commands}
 
-`ablatio COMMAND --help` explains a command.  Exit codes: 0 success, 2 invalid input, 3 some runs of a sweep
-failed, 4 the run diverged, 5 problem of the machine (disk, permissions), 75 interrupted and resumable."""
+`ablatio COMMAND --help` explains a command.  Exit codes: 0 success, 2 invalid
+input, 3 some runs of a sweep failed, 4 the run diverged, 5 problem of the
+machine (disk, permissions), 75 interrupted and resumable."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,8 +75,8 @@ def _lost_output(out: SafeStream, words: list[str], code: int) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())))
+        table = "\n".join(f"  {line}" for line in rows(COMMANDS, columns() - 2, max(map(len, COMMANDS)) + 2))
+        print(fitted(HELP.format(commands=table)))
         return 0 if words else 2
     if words[0] == "--version":
         from ablatio import __version__

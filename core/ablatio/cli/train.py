@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from ablatio.cli.pages import fitted
 from ablatio.config import local_files, schema, yaml_files
 from ablatio.errors import UserError
 from ablatio.registry import consumers, discovery, per_layer
@@ -12,7 +13,7 @@ from ablatio.sweep.recipes import schema as recipes
 USAGE = """\
 ablatio train [-m] [SETTING=VALUE ...]
 
-  norm=layernorm            choose a part                   `ablatio list` has all, `ablatio show norm=layernorm` one
+  norm=layernorm            choose a part; `ablatio list` has all, `ablatio show norm=layernorm` one
   optimizer.lr=1e-3         set a knob of a chosen part
   train.steps=500 seed=2    set how long, how big, how often
   size=tiny                 a model size: {sizes}
@@ -144,4 +145,4 @@ def _usage() -> str:
     rows = {n: [k.name for k in schema.section_knobs(s)] for n, s in {"run": schema.Run, **schema.SECTIONS}.items()}
     rows[per_layer.LAYERS] = [registry.kind for registry in per_layer.kinds()] + [per_layer.AT]
     sections = "\n".join(f"  {n:<{width}}  {', '.join(names)}" for n, names in rows.items())
-    return USAGE.format(**options, parts=parts, sections=sections)
+    return fitted(USAGE.format(**options, parts=parts, sections=sections))

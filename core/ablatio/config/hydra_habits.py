@@ -78,6 +78,17 @@ def spelled(text: str) -> str:
     return f"{'' if text == bare or _is_settable(key) else '+'}{key}{equals}{value}"
 
 
+def third_argument(value: str) -> str:
+    """What to write instead of `log(a,b,n)`, as numpy and others count the values; "" for another value."""
+    bare = value.strip("'\"").replace(" ", "")
+    found = _LOG.fullmatch(bare) or _EVEN.fullmatch(bare)
+    bounds = found[1].split(",") if found else []
+    if len(bounds) != 3:
+        return ""
+    form = f"{bare.partition('(')[0]}({','.join(bounds[:2])})"
+    return f"expected two bounds, got three values; {form} with design=random design.runs={bounds[2]} draws as many"
+
+
 def _interval(value: str) -> str:
     bare = value.strip("'\"").replace(" ", "")
     if found := _LOG.fullmatch(bare):

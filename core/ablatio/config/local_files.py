@@ -169,6 +169,12 @@ def replacements(found: Mapping[str, Mapping[str, File]]) -> list[str]:
     ]
 
 
+def beside(name: str) -> str:
+    """Path of the YAML file NAME.yaml of the working directory, as a setting names it; "" if there is none."""
+    plain = re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    return next((f"./{name}{suffix}" for suffix in SUFFIXES if plain and Path(f"{name}{suffix}").is_file()), "")
+
+
 def may_name(overrides: Sequence[str]) -> bool:
     """True if an override may name a file by its path; False needs no look at the disk."""
     return any(_paths(value_of(text)) for text in overrides)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ablatio.config import local_files
 from ablatio.config.synonyms import VALUES
 from ablatio.config.typos import nearest
 from ablatio.errors import Problem
@@ -42,7 +43,13 @@ def no_option(kind: str, name: str, options: Any) -> Problem:
     """Problem of an option that does not exist in its group."""
     if not name:
         return Problem(kind, f"no name is given; there are {', '.join(options)}")
-    return unknown(kind, name, list(options), prefix=f"{kind}=")
+    if path := local_files.beside(name):
+        return Problem(kind, f"there is no `{name}`; a file is named by its path: {kind}={path}")
+    problem = unknown(kind, name, list(options), prefix=f"{kind}=")
+    others = [other for other, registry in REGISTRIES.items() if registry.in_run and name in registry.entries]
+    if problem.fix or not others:
+        return problem
+    return replace(problem, what=problem.what.replace(";", f", which is an option of {' and of '.join(others)};", 1))
 
 
 def knob_problems(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iterator[Problem]:

@@ -33,9 +33,15 @@ def unknown_key(key: str, value: str, tree: Mapping[str, Any], options: Mapping[
         return Problem(key, note)
     if problem := _option_as_key(key, value, tree):
         return problem
-    for guess in (_in_section, _of_another_library, _by_last_word, _misspelled):
+    for guess in (_in_section, _of_another_library, _by_last_word):
         if found := list(dict.fromkeys(guess(key, tree, options))):
             return _problem(key, value, found)
+    if having := _knob_of_others(word):
+        forms = " or ".join(f"{kind}=OPTION {kind}.{word}={value}" for kind in having)
+        what = "; ".join(f"{kind}={', '.join(options)}" for kind, options in having.items())
+        return Problem(key, f"there is no `{word}`; it is a knob of {what}: {forms}")
+    if found := list(dict.fromkeys(_misspelled(key, tree, options))):
+        return _problem(key, value, found)
     node = tree.get(first)
     if rest and isinstance(node, Mapping):
         known = sorted(k for k in node if k != "name")
@@ -104,6 +110,13 @@ def _by_last_word(key: str, tree: Mapping[str, Any], options: Mapping[str, Any])
     word = key.rpartition(".")[2]
     found = [*_settings(tree, options, lambda last: last == word)]
     yield from [name for name in found if not name.startswith(tuple(f"{s}." for s in NOT_MEANT))] or found
+
+
+def _knob_of_others(word: str) -> dict[str, list[str]]:
+    """{kind: options that have a knob of this name}, of kinds of which a run has one option."""
+    single = {kind: registry for kind, registry in REGISTRIES.items() if registry.in_run and not registry.multiple}
+    found = {kind: [entry.name for entry in registry if entry.knob(word)] for kind, registry in single.items()}
+    return {kind: options for kind, options in found.items() if options}
 
 
 def _misspelled(key: str, tree: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:

@@ -26,6 +26,12 @@ ALIASES: Mapping[str, str] = {
         "optimizer": "optim optimizer_name optimizer_type",
         "schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler scheduler_type",
         "schedule.warmup": "warmup_ratio warmup_fraction",
+        "schedule.final": "min_lr_ratio min_lr_rate final_lr_fraction",
+        "position.base": "rope_theta theta rotary_base rope_base",
+        "peft.rank": "r lora_r lora_rank",
+        "peft.alpha": "lora_alpha",
+        "peft.dropout": "lora_dropout",
+        "peft.targets": "target_modules lora_target_modules",
         "trainer.device": "accelerator",
         "trainer.workers": "num_workers dataloader_num_workers n_workers",
         "trainer.threads": "num_threads n_threads",
@@ -86,6 +92,9 @@ NOTES: Mapping[str, str] = {
     ),
     "warmup_steps": "the warm-up is a share of all steps: schedule.warmup=0.05",
     **dict.fromkeys(
+        ("min_lr", "final_lr", "eta_min"), "the last learning rate is a share of optimizer.lr: schedule.final=0.1"
+    ),
+    **dict.fromkeys(
         ("gradient_checkpointing", "activation_checkpointing", "use_checkpoint"),
         "it is a part, chosen by name: `ablatio list checkpointing`",
     ),
@@ -93,7 +102,8 @@ NOTES: Mapping[str, str] = {
     **dict.fromkeys(
         ("minutes", "hours", "seconds", "max_time", "wall_time", "time_limit"),
         "a time does not say how many steps a run has, which its schedule and its repetition need: a short run prints "
-        "tokens per second, from which train.tokens follows; timeout= ends the runs of a sweep",
+        "tokens per second, from which train.tokens follows; `ablatio size --flops RATE` prints the time of a budget; "
+        "timeout= ends the runs of a sweep",
     ),
     **dict.fromkeys(("freeze_layers", "frozen"), "weights are frozen by role or place: freeze=[embed,layers.0-3]"),
 }

@@ -21,13 +21,15 @@ def distance(a: str, b: str) -> int:
 def is_typo(word: str, name: str) -> bool:
     """True if `word` is `name` misspelled: at most one edit in four letters, in every part between underscores.
 
-    `batch_tokens` is no misspelling of `batch_size`, nor `n_layer` of `n_heads`: their parts are other words.
+    `batch_tokens` is no misspelling of `batch_size`, nor `n_layer` of `n_heads`: their parts are other words.  Nor is
+    `n_kv_heads` one of `n_heads`: with more parts or fewer, at most one edit is a slip.
     """
     word, name = word.lower(), name.lower()
     mine, theirs = word.split("_"), name.split("_")
     if len(mine) == len(theirs):
         return all(a == b or _is_slip(a, b) for a, b in zip(mine, theirs, strict=True))
-    return _is_slip(word.replace("_", ""), name.replace("_", ""))
+    word, name = word.replace("_", ""), name.replace("_", "")
+    return _is_slip(word, name) and distance(word, name) <= 1
 
 
 def _is_slip(a: str, b: str) -> bool:

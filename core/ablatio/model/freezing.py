@@ -1,7 +1,7 @@
 """Freeze weights by role or place: `freeze=[embedding,layers.0-3]` leaves them as they are during training."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -20,7 +20,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
               and wildcards.  `layers.0-3` are the first four layers (of each stack), `encoder` one stack, `*.q_proj`
               or `q_proj` the query projections.  A tied head is frozen with its embedding, being the same weight.
 
-    Raises UserError for a pattern that names no weight.
+    Raises UserError for a pattern that names no weight, and for a range that ends behind the last layer.
     """
     weights = list(describe(model))
     for pattern in patterns:
@@ -29,6 +29,8 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
             raise UserError(
                 _tied_head_problem(model, pattern) or _no_weight(pattern, [info.name for _, info in weights])
             )
+        if last := _last_of(pattern, [info.name for _, info in weights]):
+            raise UserError(f"freeze: {pattern} ends behind the last layer of the model\n    try: freeze=[{last}]")
         for parameter in found:
             parameter.requires_grad_(False)
 
@@ -44,6 +46,17 @@ def _fits(wanted: str, part: str) -> bool:
     if found := _RANGE.fullmatch(wanted):
         return part.isdigit() and int(found[1]) <= int(part) <= int(found[2])
     return fnmatchcase(part, SHORT.get(wanted, wanted))
+
+
+def _last_of(pattern: str, names: Sequence[str]) -> str:
+    """The pattern with its range ended at the last layer, if it ends behind it; else empty."""
+    found = _RANGE.search(pattern)
+    if found is None or any(is_at(pattern.replace(found[0], found[2]), name) for name in names):
+        return ""
+    numbers = {int(part) for name in names for part in name.split(".") if part.isdigit()}
+    fits = [n for n in numbers if any(is_at(pattern.replace(found[0], f"{n}"), name) for name in names)]
+    inside = [n for n in fits if int(found[1]) <= n <= int(found[2])]
+    return pattern.replace(found[0], f"{found[1]}-{max(inside)}") if inside else ""
 
 
 def _tied_head_problem(model: nn.Module, pattern: str) -> str:

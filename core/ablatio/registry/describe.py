@@ -137,9 +137,10 @@ def _wiring_faults(registry: KindContract, wiring: tuple[str, ...]) -> Iterator[
             yield f"the parameter `{word}` is now called `{new}`; rename it"
         else:
             passed = ", ".join(registry.wiring) or "nothing"
+            kind = f"{signatures.article(registry.kind)} {registry.kind}"
             yield (
-                f"has the parameter `{word}`, which the framework does not pass to a {registry.kind}; it passes "
-                f"{passed}. Knobs go to the right of a bare `*`"
+                f"has the parameter `{word}`, which the framework does not pass to {kind}; it passes {passed}. "
+                "Knobs go to the right of a bare `*`"
             )
 
 

@@ -230,6 +230,10 @@ def problems(config: Mapping[str, Any]) -> Iterator[Problem]:
 def kind_problem(where: str, kind: str) -> Problem:
     """The problem of a name under `layers` that is no kind which may differ between layers."""
     known = [registry.kind for registry in kinds()]
+    if kind.isdigit():
+        _, _, rest = where.partition(f".{kind}.")
+        what = f"a single layer is named behind its kind: {LAYERS}.{AT}.{rest or 'KIND'}={{{kind}:OPTION}}"
+        return Problem(where, what)
     what = f"`{kind}` is the same in all layers" if kind in REGISTRIES else f"there is no kind `{kind}`"
     near = did_you_mean(kind, known)
     return Problem(where, f"{what}{near}; layers may differ in {', '.join(known)}")

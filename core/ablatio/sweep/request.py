@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablatio.config import hydra_habits, yaml_files
+from ablatio.config import hydra_habits, local_files, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.extend import extended
 from ablatio.config.grammar import axis, parse, text_of
@@ -96,7 +96,8 @@ def read(overrides: Sequence[str]) -> SweepRequest:
             if key == "match" and given[key] == "none":  # a run can hold to that by itself
                 fixed.append(text)
         elif (parsed := parse(text)) is None:
-            problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
+            usual = f"{text!r} is no setting; write key=value, and quote special characters"
+            problems.append(Problem(text, hydra_habits.third_argument(text.partition("=")[2]) or usual))
         elif parsed.is_sweep_override():
             problems += [Problem(key, "came twice; give all its values at once")] if key in axes else []
             axes[key] = _typed(axis(parsed))
@@ -171,7 +172,9 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     files = yaml_files.options_of(yaml_files.SWEEP)
     if name not in files:
         why = yaml_files.why_left_out(yaml_files.SWEEP, name) or did_you_mean(name, files)
-        raise UserError(f"there is no sweep {name}{why}\n    there are {', '.join(files) or 'none'}")
+        path = local_files.beside(name)
+        hint = f"try: +{yaml_files.SWEEP}={path}" if path else f"there are {', '.join(files) or 'none'}"
+        raise UserError(f"there is no sweep {name}{why}\n    {hint}")
     return files[name].name, files[name].read().get("sweep") or {}
 
 

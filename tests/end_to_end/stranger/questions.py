@@ -6,11 +6,12 @@ from typing import NamedTuple
 class Step(NamedTuple):
     """One command.
 
-    words    behind `ablatio`
-    shows    sentences of its output, however the lines are broken
-    code     exit code
-    makes    files that are there afterwards
-    program  what is executed
+    words       behind `ablatio`
+    shows       sentences of its output, however the lines are broken
+    code        exit code
+    makes       files that are there afterwards
+    program     what is executed
+    leaves_out  files that are not there afterwards
     """
 
     words: tuple[str, ...]
@@ -18,6 +19,7 @@ class Step(NamedTuple):
     code: int = 0
     makes: tuple[str, ...] = ()
     program: tuple[str, ...] = ("-m", "ablatio")
+    leaves_out: tuple[str, ...] = ()
 
 
 YAML = """\

@@ -156,7 +156,11 @@ class Findings:
         words, rules = self.verdicts.get(language), self.rules.get(language, ())
         if words is None:
             return rules
-        told = (*words.outcomes, *(s.text for s in words.sentences))
+        sentences = words.sentences
+        # A search with one seed has a pair for any two of its trials, and no test of one: its answer is the best trial.
+        if len(sentences) > 1 and design_facts(self.table.study)["intervals"]:
+            sentences = sentences if any(s.kind != "not testable" for s in sentences) else ()
+        told = (*words.outcomes, *(s.text for s in sentences))
         first = f"{words.headline} {words.answer}"
         answer = [words.answer] if words.answer else []
         return [
