@@ -185,6 +185,13 @@ class ModelBuilder:
         sizes = {"d_model": d.d_model, "vocab_size": d.vocab_size, "n_layers": self.depth(side), "max_len": d.max_len}
         return self._make(kinds.embeddings, f"{self.root(side)}.embedding", None, side, **sizes)
 
+    def head(self) -> nn.Module | None:
+        """Build what maps the logits of the output head; None for the default option."""
+        if not self._in_use(kinds.heads):
+            return None
+        sizes = {"d_model": self.dims.d_model, "vocab_size": self.dims.vocab_size}
+        return self._make(kinds.heads, kinds.heads.kind, None, "decoder", **sizes)
+
     def _in_use(self, registry: Registry[Any]) -> bool:
         """True if the config chooses another option of a kind than its default."""
         node = self.config.get(registry.kind)
