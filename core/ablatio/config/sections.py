@@ -59,7 +59,8 @@ class Model:
         None
     )
     sharing: Annotated[
-        Literal["cycle", "runs"], "weights of 4 layers with distinct_layers=2: cycle is 0101, runs is 0011"
+        Literal["cycle", "runs", "middle"],
+        "whose weights layers have: of 4 with distinct_layers=2 cycle is 0101, runs 0011; of 4 with 3 middle is 0112",
     ] = "cycle"
     embedding_norm: Annotated[bool | None, "norm after the embedding; by default chosen by the placement"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0

@@ -25,7 +25,7 @@ from ablatio_std.optimizers.muon import Polynomials, _Orthogonalized
 
 @optimizers.register("contra_muon", paper="https://github.com/nilin/contra-muon", entrywise=False)
 class ContraMuon(_Orthogonalized):
-    """W <- W - lr (c (U S^power V^T - contra M / |M|_4) + weight_decay W), U S V^T = M, the momentum of a hidden matrix.
+    """W <- W - lr (c (U S^power V^T - contra M / |M|_4) + weight_decay W), U S V^T = M, a hidden matrix's momentum.
 
     |M|_4 is the root of |M M^T|_F, close to the largest singular value, and c restores the Frobenius norm of U S^power
     V^T, sqrt(min(rows, columns)), times Muon's sqrt(max(1, rows / columns)).  contra > 0 moves least along the largest
