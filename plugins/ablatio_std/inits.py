@@ -85,8 +85,7 @@ def by_matrix(
     attention_out: OwnStd = 0.026,
     mlp_in: OwnStd = 0.031,
     mlp_out: OwnStd = 0.031,
-    embedding: OwnStd = None,
-    head: OwnStd = None,
+    table: Annotated[float | None, Positive, "of embeddings and head; null: `std`"] = None,
 ) -> None:
     """N(0, s^2) with a standard deviation s for each kind of matrix.
 
@@ -95,7 +94,7 @@ def by_matrix(
     """
     module = info.name.split(".")[-2] if "." in info.name else ""
     of_module = {"o_proj": attention_out, "gate_proj": mlp_in, "up_proj": mlp_in, "down_proj": mlp_out}
-    own = {"embedding": embedding, "head": head}.get(info.role, of_module.get(module))
+    own = table if info.role in ("embedding", "head") else of_module.get(module)
     weight.normal_(0.0, std if own is None else own, generator=generator)
 
 

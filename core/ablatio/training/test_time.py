@@ -30,15 +30,15 @@ class TrainedOnTheWay:
             raise UserError("all weights of this model are frozen, so none is trained on the text that is scored\n"
                             "    try: --adapter lora, which adds weights")  # fmt: skip
         self.before = [p.detach().clone() for p in self.trained]
-        self.scored: tuple[int, Mapping[str, Tensor]] | None = None
+        self.scored: tuple[int, dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Mapping[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
         if self.scored is not None:
             self._learn(*self.scored)
-        batch: Mapping[str, Tensor] = self.batches[index]
+        batch: dict[str, Tensor] = self.batches[index]
         self.scored = index, batch
         return batch
 

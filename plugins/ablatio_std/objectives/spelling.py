@@ -10,6 +10,7 @@ from ablatio import NonNegative, Schedulable, objectives
 from ablatio.model.cross_entropy import linear_cross_entropy
 from ablatio.model.example import Example, Loss
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.transfer import to_device
 from ablatio_std.objectives.autoregressive import NextToken
 
 NO_PREFIX = -1
@@ -35,7 +36,7 @@ class PrefixToken(NextToken):
         self.prefixes = torch.tensor(prefix_ids(texts))
 
     def loss(self, model: LanguageModel, example: Example) -> Loss:
-        self.prefixes = self.prefixes.to(example.targets.device)
+        self.prefixes = to_device(self.prefixes, example.targets.device)
         # Ids beyond the tokenizer's have no spelling.
         known = example.targets < len(self.prefixes)
         prefixes = self.prefixes[example.targets.masked_fill(~known, 0)].masked_fill(~known, NO_PREFIX)
