@@ -22,7 +22,7 @@ from rich.table import Table
 
 MIXERS = (
     *("linear", "retention", "gla", "hgrn2", "deltanet", "gated_deltanet", "kda", "rwkv7"),
-    *("mamba", "mamba2", "mingru"),
+    *("mamba", "mamba2", "mingru", "titans"),
 )
 WIDTH, LAYERS, HEADS, VOCAB = 256, 4, 4, 4096
 

@@ -48,6 +48,56 @@ def zero_out(weight: Tensor, info: ParameterInfo, generator: torch.Generator, *,
         weight.normal_(0.0, std, generator=generator)
 
 
+@inits.register("mimetic", paper="arXiv:2305.09828")
+def mimetic(
+    weight: Tensor,
+    info: ParameterInfo,
+    generator: torch.Generator,
+    *,
+    beta: Annotated[float, Positive, "size of the identity in the product of values and output"] = 0.05,
+    noise: Annotated[float, Positive, "standard deviation of the noise on both"] = 0.01,
+    std: Std = 0.02,
+) -> None:
+    """sqrt(beta) I + noise for values and -sqrt(beta) I + noise for the output of attention; else as zero_out.
+
+    Their product is about -beta I, as in trained models: attention begins by taking away the mean of what it sees.
+    The form of the NanoGPT speedrun (https://github.com/KellerJordan/modded-nanogpt/pull/214); the paper factorizes the
+    product for each head, and initializes queries and keys likewise, for models whose positions are learned.
+    """
+    module = info.name.split(".")[-2]
+    if module not in ("v_proj", "o_proj"):
+        return zero_out(weight, info, generator, std=std)
+    weight.normal_(0.0, noise, generator=generator)
+    weight.diagonal().add_(math.sqrt(beta) if module == "v_proj" else -math.sqrt(beta))
+    return None
+
+
+OwnStd = Annotated[float | None, Positive, "standard deviation; null: `std`"]
+
+
+@inits.register("by_matrix", paper="https://github.com/KellerJordan/modded-nanogpt/pull/267")
+def by_matrix(
+    weight: Tensor,
+    info: ParameterInfo,
+    generator: torch.Generator,
+    *,
+    std: Annotated[float, Positive, "standard deviation of all that has none of its own"] = 0.02,
+    attention_out: OwnStd = 0.026,
+    mlp_in: OwnStd = 0.031,
+    mlp_out: OwnStd = 0.031,
+    table: Annotated[float | None, Positive, "of embeddings and head; null: `std`"] = None,
+) -> None:
+    """N(0, s^2) with a standard deviation s for each kind of matrix.
+
+    mlp_in is that of gate and up, attention_out and mlp_out those of o and down.  The defaults are those of the records
+    of MuonH and AdamH on the optimizer track of the NanoGPT speedrun.
+    """
+    module = info.name.split(".")[-2] if "." in info.name else ""
+    of_module = {"o_proj": attention_out, "gate_proj": mlp_in, "up_proj": mlp_in, "down_proj": mlp_out}
+    own = table if info.role in ("embedding", "head") else of_module.get(module)
+    weight.normal_(0.0, std if own is None else own, generator=generator)
+
+
 @inits.register("small_init", paper="arXiv:1910.05895")
 def small_init(weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
     """N(0, 2 / (5 d_model)) for all matrices: Xavier's variance of a feed-forward matrix of width 4 d_model."""

@@ -1,4 +1,4 @@
-"""Integer weights of six bits and of three values."""
+"""Integer weights of six and five bits, of three values, and of two."""
 
 from typing import Annotated
 
@@ -32,7 +32,7 @@ class Int6:
         qat: Aware = False,
         rounding: Rounding = 1.0,
     ) -> None:
-        self.codes, self.qat, self.rounding = GroupedIntegers(6, group), qat, rounding
+        self.codes, self.qat, self.rounding = GroupedIntegers(self.bits, group), qat, rounding
 
     def apply(self, model: nn.Module) -> None:
         quantize(model, self, qat=self.qat)
@@ -45,6 +45,16 @@ class Int6:
 
     def read(self, x: Tensor) -> Tensor:
         return x
+
+
+@quantizations.register("int5")
+class Int5(Int6):
+    """W ~ s c, c = round(W / s) in -15 ... 15, s = max |W| / 15 of each group of a row; eight codes in five bytes.
+
+    Source: the artifacts of OpenAI's Parameter Golf, https://github.com/openai/parameter-golf
+    """
+
+    bits = 5
 
 
 @quantizations.register("ternary", paper="arXiv:2402.17764")
@@ -87,6 +97,42 @@ class Ternary:
         scales = held["scales"] if self.group is None else held["scales"][rows]
         codes = unpack(held["codes"][rows], 2, width) - 1
         return (in_groups(codes.to(scales.dtype), self.group or width) * scales[..., None]).flatten(1)[:, :width]
+
+    def read(self, x: Tensor) -> Tensor:
+        return rounded_inputs(x) if self.activations else x
+
+
+@quantizations.register("binary", paper="arXiv:2310.11453")
+class Binary:
+    """W ~ s c, c = 1 where W > a, else -1, a the mean of the matrix and s = mean |W|; inputs are rounded to 8 bits.
+
+    BitNet: the input of each token has its own scale, max |x| / 127.  It is meant for training with qat=true; to round
+    trained weights it is coarse.  Eight codes are stored in a byte.  BitNet's norm of the inputs of each layer is left
+    to the placement (placement=subln has one before the last projection of each sublayer).
+    """
+
+    bits = 1
+
+    def __init__(
+        self,
+        *,
+        activations: Annotated[bool, "round the inputs of layers too"] = True,
+        qat: Aware = False,
+        rounding: Rounding = 1.0,
+    ) -> None:
+        self.activations, self.qat, self.rounding = activations, qat, rounding
+
+    def apply(self, model: nn.Module) -> None:
+        quantize(model, self, qat=self.qat)
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        weight = weight.float()
+        # The mean is subtracted before the sign alone: it balances the codes, and costs no number in storage.
+        codes = (weight > weight.mean()).int()
+        return {"codes": pack(codes, 1), "scales": weight.abs().mean().view(1, 1)}
+
+    def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
+        return (2 * unpack(held["codes"][rows], 1, width) - 1).to(held["scales"].dtype) * held["scales"]
 
     def read(self, x: Tensor) -> Tensor:
         return rounded_inputs(x) if self.activations else x

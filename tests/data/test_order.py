@@ -94,3 +94,21 @@ def test_ramp_uses_each_row_once_and_ends_with_full_batches(accumulate: int) -> 
     fresh = RowPlan(16, accumulate, plan.shape)
     assert fresh.batch(47) == plan.batch(47)  # whatever was asked before
     assert RowPlan(16, accumulate).batch(5) == (80, 16)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.integers(0, 2**32), st.integers(0, 3))
+def test_coprime_strides_visit_each_window_once(size: tuple[int, int], seed: int, epoch: int) -> None:
+    order = WindowOrder(*size, seed, "coprime")
+    _, windows = order.epoch(epoch)
+    assert sorted(windows) == [*range(order.windows)]
+    assert len({int(step) % order.windows for step in np.diff(windows)}) <= 1  # one stride, around the end of the text
+
+
+def test_coprime_strides_differ_between_epochs_and_hold_for_documents() -> None:
+    order = WindowOrder(5000, 10, 3, "coprime")
+    strides = {int(np.diff(order.epoch(e)[1])[0]) % order.windows for e in range(12)}
+    assert len(strides) > 8 and order.of_length(20).by == "coprime"
+    documents = DocumentOrder(np.arange(0, 900, 30), 1000, 10, 3, "coprime")
+    assert sorted(documents.starts(np.arange(30))) == [*range(0, 900, 30)]
+    assert len({int(step) % 900 for step in np.diff(documents.starts(np.arange(30)))}) == 1

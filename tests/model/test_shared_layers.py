@@ -13,9 +13,10 @@ from ablatio.model.context import make_context
 from ablatio.model.cost.parameters import measure
 from ablatio.model.example import Example
 from ablatio.model.kv_cache import KVCache
+from ablatio.registry.per_layer import owners
 
 V = 19
-ORDERS = {"cycle": [0, 1, 0, 1, 0], "runs": [0, 0, 0, 1, 1]}
+ORDERS = {"cycle": [0, 1, 0, 1, 0], "runs": [0, 0, 0, 1, 1], "middle": [0, 1, 0, 1, 0]}
 
 
 def looped(sharing="cycle", **options):
@@ -115,3 +116,19 @@ def test_export_and_load_give_the_same_logits(tmp_path: Path):
     assert difference(tmp_path / "out", model) < 1e-5
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert len(list(file.keys())) == len(list(model.parameters()))
+
+
+def test_a_loop_over_the_middle_runs_the_first_and_last_layers_once():
+    assert [owners(4, 3, "middle"), owners(7, 5, "middle")] == [[0, 1, 1, 2], [0, 1, 2, 1, 2, 3, 4]]
+    assert owners(11, 9, "middle") == [0, 1, 2, 3, 4, 3, 4, 5, 6, 7, 8]
+    for depth in range(1, 9):
+        for distinct in range(1, depth + 3):
+            for sharing in ORDERS:
+                found = owners(depth, distinct, sharing)
+                assert len(found) == depth and {*found} == set(range(min(depth, distinct))), (depth, distinct, sharing)
+                assert [i for n, i in enumerate(found) if i not in found[:n]] == sorted({*found})
+    model = build_model(model_config(n_layers=7, distinct_layers=5, sharing="middle"), V)
+    held = [id(layer.mlp.up_proj.weight) for layer in model.model.layers]
+    assert [held.index(h) for h in held] == [0, 1, 2, 1, 2, 5, 6]
+    config = model_config(n_layers=7, distinct_layers=5, sharing="middle")
+    assert measure(config, V).parameters == sum(p.numel() for p in model.parameters())

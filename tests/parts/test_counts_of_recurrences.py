@@ -11,7 +11,7 @@ from ablatio.model.cost.parameters import measure
 V, LENGTH = 40, 128
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "gla", "kda", "mamba2", "mamba", "retention", "rwkv7"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "gla", "kda", "mamba2", "mamba", "retention", "rwkv7", "titans"])
 def test_flops_of_a_mixer(name: str) -> None:
     sizes = ["model.d_model=16", "model.n_heads=2", "model.n_layers=1", f"model.max_len={LENGTH}"]
     config = compose_run([*sizes, f"attention={name}", "position=none"]).config

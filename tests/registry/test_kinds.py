@@ -13,7 +13,8 @@ from ablatio.testing import readme_table
 from ablatio.testing.compatibility_table import paired_kinds
 
 MODEL = [
-    "embedding", "shortcut", "norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture",
+    "embedding", "shortcut", "head", "norm", "placement", "activation", "mlp", "position", "attention", "block",
+    "architecture",
 ]  # fmt: skip
 
 

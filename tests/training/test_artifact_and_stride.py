@@ -98,3 +98,61 @@ def test_a_run_says_its_bytes_and_its_score_with_a_stride(tmp_path: Path, text_f
         for more in ([], ["--stride", "4"])
     )
     assert dense["stride"] == 4 and dense["tokens"] == plain["tokens"] and dense["loss"] != plain["loss"]
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_each_batch_is_scored_before_it_is_learned_from(stride):
+    """Against a loop with autograd; the weights are put back, and a step of 0 changes no score."""
+    from ablatio.training.test_time import TrainedOnTheWay
+
+    _, rows = batches(60)
+    rows = rows if stride is None else rows.overlapping(stride)
+    model = build_model(model_config(max_len=LENGTH, position="alibi"), V).double().eval()
+    objective, rate = objectives.build("lm", {}, vocab_size=V, eos=0, max_len=LENGTH), 0.1
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with TrainedOnTheWay(rows, model, objective, rate) as trained_on:
+        scored = [trained_on[i] for i in range(len(rows))]
+        assert len(trained_on) == len(rows) == len(scored) > 1
+
+    def score(given):
+        return evaluate(model, objective, (given[i] for i in range(len(given))), np.ones(V), torch.device("cpu"))
+
+    with TrainedOnTheWay(rows, model, objective, rate) as trained_on:
+        adapted = score(trained_on)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    nats, tokens = 0.0, 0
+    for batch in (rows[i] for i in range(len(rows))):
+        example = objective(batch["tokens"], batch.get("segments"), torch.Generator())
+        losses = torch.nn.functional.cross_entropy(model(example.inputs).mT, example.targets, reduction="none")
+        counts = batch["scored"].double() if "scored" in batch else torch.ones_like(losses)
+        nats, tokens = nats + (losses * counts).sum().item(), tokens + int(counts.sum())
+        names = [n for n, _ in model.named_parameters()]
+        gradients = torch.autograd.grad(losses.mean(), [*model.parameters()])
+        with torch.no_grad():
+            for name, gradient in zip(names, gradients, strict=True):
+                model.get_parameter(name).sub_(gradient, alpha=rate)
+    assert adapted.tokens == tokens and adapted.loss == pytest.approx(nats / tokens, rel=1e-9)
+    model.load_state_dict(before, strict=False)
+    with TrainedOnTheWay(rows, model, objective, 0.0) as trained_on:
+        assert score(trained_on).loss == pytest.approx(score(rows).loss, rel=1e-12) != pytest.approx(adapted.loss)
+    with pytest.raises(UserError, match="all weights of this model are frozen"):
+        TrainedOnTheWay(rows, model.requires_grad_(False), objective, rate)
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_with_test_time_training(tmp_path, text_file):
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "train.steps=4"]
+    assert ablatio(["train", *settings], tmp_path / "log").code == 0
+
+    def said(*flags):
+        done = ablatio(["evaluate", str(tmp_path / "run"), "--json", *flags], tmp_path / "log")
+        assert done.code == 0, done.err
+        return json.loads(done.out)["scores"][0]
+
+    plain, adapted, small = said(), said("--adapt", "0.3"), said("--adapt", "0.3", "--adapter", "lora", "--stride", "4")
+    assert adapted["tokens"] == plain["tokens"] and adapted["loss"] != plain["loss"]
+    assert adapted["adapt"] == small["adapt"] == 0.3 and small["stride"] == 4
+    for flags, match in ((["--adapter", "lora"], "--adapt 0.01 --adapter lora"), (["--adapt", "-1"], "above 0"),
+                         (["--adapt", "1", "--adapter", "lro"], "lora")):  # fmt: skip
+        done = ablatio(["evaluate", str(tmp_path / "run"), *flags], tmp_path / "log")
+        assert done.code == 2 and match in done.err

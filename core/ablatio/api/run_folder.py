@@ -209,6 +209,8 @@ class RunFolder:
         objective: str | None = None,
         quantization: str | None = None,
         stride: int | None = None,
+        adapt: float | None = None,
+        adapter: str | None = None,
     ) -> dict[str, Any]:
         """Score `model`, as it is now, on held-out text.
 
@@ -218,6 +220,9 @@ class RunFolder:
         quantization  score a quantized copy of the model (int8, int4); `cost` is the increase of its loss
         stride        score every token with at least length - stride tokens before it: rows overlap, and each begins
                       `stride` tokens after the one before; null: rows follow one another
+        adapt         test-time training: after a batch has been scored, take a step of gradient descent on it with this
+                      learning rate (arXiv:1709.07432); the weights are put back afterwards
+        adapter       name of a peft= method whose new weights `adapt` trains; null: the weights that the run trained
 
         Returns the length, the scores of the run's task (`loss` in nats per token, `bpb` in bits per byte, ...), the
         standard error of the loss and the number of tokens.  Raises UserError if the model does not support that
@@ -225,8 +230,9 @@ class RunFolder:
         """
         lengths = None if length is None else [length]
         # The last row is the quantized one if there is one, else the only one.
+        scoring: dict[str, Any] = {"stride": stride, "adapt": adapt, "adapter": adapter}
         found = self.evaluate_lengths(
-            lengths, tokens=tokens, objective=objective, quantization=quantization, stride=stride
+            lengths, tokens=tokens, objective=objective, quantization=quantization, **scoring
         )[-1]
         if "refused" in found:
             raise UserError(f"length {found['length']} is refused: {found['refused']}")
@@ -240,27 +246,31 @@ class RunFolder:
         objective: str | None = None,
         quantization: str | None = None,
         stride: int | None = None,
+        adapt: float | None = None,
+        adapter: str | None = None,
     ) -> list[dict[str, Any]]:
         """Like `evaluate`, for several lengths: dicts of plain scores, of quantized ones, of refused lengths.
 
         A length that the model does not support gives {"length": ..., "refused": reason}.
         """
         with computing():
-            run = self._for_scores(fresh=bool(objective or quantization))
+            run = self._for_scores(fresh=bool(objective or quantization or adapt))
             if objective:
                 run.ask(objective)
+            if adapter:
+                _add_adapter(run, adapter, adapt)
             rows: list[dict[str, Any]] = []
             refused: list[dict[str, Any]] = []
             for length in lengths or [run.length]:
                 try:
-                    rows.append(_scores(run, length, tokens, stride))
+                    rows.append(_scores(run, length, tokens, stride, adapt))
                 except UserError as error:
                     # Only what is wrong: the advice below the first line is for a whole command.
                     refused.append({"length": length, "refused": str(error).split("\n")[0]})
             if quantization:
                 _quantize(run, quantization)
                 for row in list(rows):
-                    found = _scores(run, row["length"], tokens, stride)
+                    found = _scores(run, row["length"], tokens, stride, adapt)
                     cost = {"cost": found["loss"] - row["loss"]} if "loss" in row else {}
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
@@ -344,21 +354,39 @@ def _quantize(run: "PreparedRun", name: str, node: Mapping[str, Any] | None = No
     quantizer.apply(run.model)
 
 
-def _scores(run: "PreparedRun", length: int, tokens: int, stride: int | None) -> dict[str, Any]:
+def _add_adapter(run: "PreparedRun", name: str, adapt: float | None) -> None:
+    """Add the weights of a peft method to the run's model, to be trained as it is scored."""
+    from ablatio.model.peft.apply import apply_peft
+
+    if adapt is None:
+        raise UserError(f"--adapter {name} adds weights for test-time training, and no learning rate is given\n"
+                        f"    try: --adapt 0.01 --adapter {name}")  # fmt: skip
+    apply_peft(run.model, kinds.pefts.build(name), int(run.config["seed"]))
+
+
+def _scores(
+    run: "PreparedRun", length: int, tokens: int, stride: int | None, adapt: float | None = None
+) -> dict[str, Any]:
     names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
     batches = run.task.validation(length, tokens)
-    if stride is not None:
+    if stride is not None or adapt is not None:
         from ablatio.data.batches import ValidationBatches
+        from ablatio.training.test_time import TrainedOnTheWay
 
         if not isinstance(batches, ValidationBatches):
             raise UserError(
                 f"task={run.config['task']['name']} scores whole conversations, not windows of a text\n"
                 "    try: a run with task=pretrain"
             )
-        batches = batches.overlapping(stride)
-    found = run.score(batches)
+        batches = batches if stride is None else batches.overlapping(stride)
+    if adapt is None:
+        found = run.score(batches)
+    else:
+        with TrainedOnTheWay(batches, run.model, run.task.objective, adapt) as trained_on:
+            found = run.score(trained_on)
     return (
         {"length": length}
         | ({} if stride is None else {"stride": stride})
+        | ({} if adapt is None else {"adapt": adapt})
         | {k: found[k] for k in (*names, "error", "tokens") if k in found}
     )

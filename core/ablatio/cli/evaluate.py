@@ -5,12 +5,14 @@ With evaluations, RUN may be a study: all its finished runs are measured.
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatio.cli.commands import parser
 from ablatio.errors import UserError
+from ablatio.registry import kinds
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.study import STUDY
 
@@ -30,7 +32,7 @@ USES = {
     "lm_eval=": ("include", "limit", "step"),
     "a study": ("run_code",),
     "eval=": ("run_code", "step"),
-    "held-out text": ("length", "tokens", "step", "objective", "quantization", "stride"),
+    "held-out text": ("length", "tokens", "step", "objective", "quantization", "stride", "adapt", "adapter"),
 }
 
 
@@ -49,6 +51,10 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--include", type=Path, help="with lm_eval=: folder of task files")
     options.add_argument("--limit", type=int, help="with lm_eval=: largest number of items of a task")
     options.add_argument("--stride", type=int, help="score with overlapping rows that begin this many tokens apart")
+    options.add_argument(
+        "--adapt", type=float, help="test-time training: after a batch is scored, a step on it with this learning rate"
+    )
+    options.add_argument("--adapter", help="with --adapt: the peft method whose new weights are trained, as lora")
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_intermixed_args(arguments)
     if any(word.startswith(LM_EVAL) for word in args.words):
@@ -163,8 +169,13 @@ def _lengths_of(args: argparse.Namespace) -> int:
     from ablatio.api.run_folder import open_run
 
     run = open_run(args.run, args.step)
+    if args.adapt is not None and not 0 < args.adapt < math.inf:
+        raise UserError(f"--adapt is a learning rate above 0, got {args.adapt}\n    try: --adapt 0.01")
+    if args.adapter is not None:
+        kinds.pefts[args.adapter]  # an unknown name is refused before the run is loaded
+    scoring = {"stride": args.stride, "adapt": args.adapt, "adapter": args.adapter}
     found = run.evaluate_lengths(
-        lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization, stride=args.stride
+        lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization, **scoring
     )
     rows = [row for row in found if "refused" not in row]
     if args.json:
@@ -178,7 +189,7 @@ def _lengths_of(args: argparse.Namespace) -> int:
 def _show_lengths(found: Sequence[dict[str, Any]]) -> None:
     """Print a line for each length, then the refused ones."""
     for row in (row for row in found if "refused" not in row):
-        shown = {k: v for k, v in row.items() if k not in ("length", "stride", "quantization", *_UNTOLD)}
+        shown = {k: v for k, v in row.items() if k not in ("length", "stride", "adapt", "quantization", *_UNTOLD)}
         told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
         print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
     for row in (row for row in found if "refused" in row):

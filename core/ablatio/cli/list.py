@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 
 from ablatio.api.parts import check_kind
 from ablatio.cli.commands import parser
-from ablatio.config import presets, yaml_files
+from ablatio.config import presets, techniques, yaml_files
 from ablatio.registry import discovery
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
+from ablatio.storage.paths import shell_word
 
 MIN_WIDTH, MAX_WIDTH = 40, 120  # columns of a line: longer ones are hard to read
 MAX_NAME = 24  # columns for the names; a longer name gets its own line
@@ -29,7 +30,8 @@ def run(arguments: list[str]) -> int:
     kinds = [r for kind, r in REGISTRIES.items() if args.kind in (None, kind)]
     groups = {group: options for group, options in files.items() if args.kind in (None, group)}
     if args.json:
-        parts = {r.kind: {e.name: _part_json(e) for e in r} for r in kinds}
+        named = techniques.by_part()
+        parts = {r.kind: {e.name: _part_json(e, named) for e in r} for r in kinds}
         print(json.dumps(parts | {g: {n: _file_json(f) for n, f in o.items()} for g, o in groups.items()}, indent=1))
     else:
         print_kinds(kinds, args.verbose)
@@ -42,11 +44,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _part_json(entry: PartSpec) -> dict[str, object]:
-    return entry.to_json() | {"oracles": list(checked_against(entry))}
+def _part_json(entry: PartSpec, named: Mapping[str, list[str]]) -> dict[str, object]:
+    listed = named.get(f"{entry.kind}={entry.name}", [])
+    return entry.to_json() | {"oracles": list(checked_against(entry)), "techniques": listed}
 
 
 def _file_json(file: yaml_files.File) -> dict[str, object]:
+    if file.group == techniques.GROUP:
+        return file.to_json() | {"techniques": [t.to_json() for t in techniques.areas()[file.name]]}
     if file.group != yaml_files.PRESET:
         return file.to_json()
     preset = presets.load(file)
@@ -75,6 +80,9 @@ def print_kinds(kinds: list[Registry[PartSpec]], verbose: bool = False) -> None:
 def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]], verbose: bool = False) -> None:
     """Print the options that are YAML files: name, first line of the comment, distribution; `verbose`: sizes too."""
     for group, files in groups.items():
+        if group == techniques.GROUP:
+            _print_techniques(files, verbose or len(groups) == 1)
+            continue
         usual = next(iter(files.values())).distribution if files else ""
         options = {
             name: [
@@ -85,6 +93,21 @@ def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]], verbose: bo
             for name, file in files.items()
         }
         _print_group(f"{group}= (from {usual} unless stated)", options, verbose)
+
+
+def _print_techniques(files: Mapping[str, yaml_files.File], whole: bool) -> None:
+    """Print the areas of techniques with how many are there; `whole`: with what chooses each technique."""
+    for area, found in techniques.areas().items():
+        there = sum(not t.refused for t in found)
+        title = f"{techniques.GROUP}={area} {there} of {len(found)} can be chosen: {files[area].summary}"
+        _print_group(title, {t.name: [_how(t)] for t in found} if whole else {}, verbose=True)
+
+
+def _how(technique: techniques.Technique) -> str:
+    """What chooses a technique: the settings or the command to type, or why nothing does."""
+    if technique.refused:
+        return f"not here: {technique.refused}"
+    return technique.command or " ".join(map(shell_word, technique.overrides))
 
 
 def _field(name: str, value: str) -> str:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ablatio.config import local_files
+from ablatio.config.sections import OWN_SETTINGS
 from ablatio.config.synonyms import VALUES
 from ablatio.config.typos import nearest
 from ablatio.errors import Problem
@@ -109,6 +110,7 @@ def held_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     elif is_value_schedule(model.get("tied")) and (named := [p for p in config.get("freeze") or () if _is_head(p)]):
         what = f"{named[0]} is the embedding until model.tied={model['tied']} unties it, and cannot be frozen by itself"
         yield Problem("freeze", what, "model.tied=false")
+    yield from _role_problems(roles, config.get("optimizer"))
     sizes = {"": model.get("n_layers"), "encoder.": model.get("encoder_layers") or model.get("n_layers")}
     known = [key.removesuffix("_rate") for key in roles if key.endswith("_rate")]
     known += [f"{side}layers.{i}" for side, n in sizes.items() if isinstance(n, int) for i in range(min(n, 10_000))]
@@ -119,6 +121,17 @@ def held_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if name not in known:
             problem = unknown("roles.frozen", str(name), known)
             yield replace(problem, fix=f"roles.frozen=[{problem.fix}]" if problem.fix else "")
+
+
+def _role_problems(roles: Mapping[str, Any], optimizer: Any) -> Iterator[Problem]:
+    """Settings of a role that the optimizer does not have."""
+    known = REGISTRIES["optimizer"].entries.get(str(optimizer.get("name"))) if isinstance(optimizer, Mapping) else None
+    if known is None:
+        return
+    for key, value in roles.items():
+        name = next((n for n in OWN_SETTINGS if key.endswith(f"_{n}")), "")
+        if name and value is not None and known.knob(name) is None:
+            yield Problem(f"roles.{key}", f"optimizer={known.name} has no {name}", f"roles.{key}=null")
 
 
 def _is_head(pattern: Any) -> bool:

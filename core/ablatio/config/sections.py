@@ -59,7 +59,8 @@ class Model:
         None
     )
     sharing: Annotated[
-        Literal["cycle", "runs"], "weights of 4 layers with distinct_layers=2: cycle is 0101, runs is 0011"
+        Literal["cycle", "runs", "middle"],
+        "whose weights layers have: of 4 with distinct_layers=2 cycle is 0101, runs 0011; of 4 with 3 middle is 0112",
     ] = "cycle"
     embedding_norm: Annotated[bool | None, "norm after the embedding; by default chosen by the placement"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
@@ -81,6 +82,10 @@ class Data:
     rows: Annotated[
         Literal["windows", "documents"], "windows: rows start anywhere in the token stream; documents: at a document"
     ] = "windows"
+    order: Annotated[
+        Literal["shuffled", "coprime"],
+        "shuffled: rows at random; coprime: every k-th row of the text, k drawn per epoch without a common divisor",
+    ] = "shuffled"
 
 
 @dataclass(kw_only=True)
@@ -104,12 +109,16 @@ class Train:
 
 
 RateFactor = Annotated[float, Positive, "factor on the learning rate; weight decay per step is unchanged"]
+OWN_SETTINGS = ("weight_decay", "betas", "eps")  # of the optimizer, that a role may have in a form of its own
+OwnDecay = Annotated[float | None, NonNegative, "replaces optimizer.weight_decay for the weights of this role"]
+OwnBetas = Annotated[tuple[float, float] | None, Range(0, 1, open_high=True), "replaces optimizer.betas, likewise"]
+OwnEps = Annotated[float | None, Positive, "replaces optimizer.eps, likewise"]
 OwnSchedule = Annotated[str | None, OptionOf("schedule"), "replaces `schedule`; takes over the knobs they share"]
 
 
 @dataclass(kw_only=True)
 class Roles:
-    """Learning-rate factors and schedules by role of a parameter, where they differ from the common ones."""
+    """Settings of the optimizer by role of a parameter, where they differ from the common ones."""
 
     matrix_rate: RateFactor = 1.0
     vector_rate: RateFactor = 1.0
@@ -119,6 +128,18 @@ class Roles:
     vector_schedule: OwnSchedule = None
     embedding_schedule: OwnSchedule = None
     head_schedule: OwnSchedule = None
+    matrix_weight_decay: OwnDecay = None
+    vector_weight_decay: OwnDecay = None
+    embedding_weight_decay: OwnDecay = None
+    head_weight_decay: OwnDecay = None
+    matrix_betas: OwnBetas = None
+    vector_betas: OwnBetas = None
+    embedding_betas: OwnBetas = None
+    head_betas: OwnBetas = None
+    matrix_eps: OwnEps = None
+    vector_eps: OwnEps = None
+    embedding_eps: OwnEps = None
+    head_eps: OwnEps = None
     frozen: Annotated[
         tuple[str, ...], Schedulable(), "what keeps its weights: roles (matrix ...) and layers (layers.0 ...)"
     ] = ()

@@ -1,6 +1,8 @@
 """Order of the training windows: a pure function of (seed, epoch), without state, so resume is exact at any step."""
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 from ablatio.errors import UserError
 
 Positions = NDArray[np.int64]
+Order = Literal["shuffled", "coprime"]
 
 
 class WindowOrder:
@@ -17,9 +20,12 @@ class WindowOrder:
     n = windows per epoch, the same in all epochs. A window has length + 1 tokens and the stride is length, so each
     target occurs once per epoch, except at the edges that the offset (drawn per epoch from [0, length)) cuts off. The
     order does not depend on the model, the batch size, the workers or the number of ranks.
+
+    by="coprime": permutation_e[i] = (first + stride * i) mod n, first and stride drawn per epoch, stride without a
+    common divisor with n: neighboring rows of a batch are far apart in the text, evenly.
     """
 
-    def __init__(self, n_tokens: int, length: int, seed: int) -> None:
+    def __init__(self, n_tokens: int, length: int, seed: int, by: Order = "shuffled") -> None:
         if length < 1 or seed < 0:
             raise UserError(f"order: length={length}, seed={seed}; expected length >= 1 and seed >= 0")
         if n_tokens < length + 1:
@@ -27,7 +33,7 @@ class WindowOrder:
                 f"the training split has {n_tokens} tokens, but one window needs {length} + 1. "
                 f"Use more text, or a context of at most {max(n_tokens - 1, 1)} tokens."
             )
-        self.n_tokens, self.length, self.seed = n_tokens, length, seed
+        self.n_tokens, self.length, self.seed, self.by = n_tokens, length, seed, by
         # One window less than would fit without an offset, so that every offset leaves the same number of windows.
         self.windows = max(1, (n_tokens - length) // length)
         self.offsets = min(length, n_tokens - self.windows * length)
@@ -41,7 +47,8 @@ class WindowOrder:
             offset = int(rng.integers(self.offsets))
             while len(self._epochs) > 1:  # keep two: a batch spans at most two epochs, unless it is longer than one
                 del self._epochs[next(iter(self._epochs))]
-            self._epochs[epoch] = offset, rng.permutation(self.windows)
+            permutation = rng.permutation(self.windows) if self.by == "shuffled" else _strided(self.windows, rng)
+            self._epochs[epoch] = offset, permutation
         return self._epochs[epoch]
 
     def rows(self, first: int, count: int, rank: int = 0, world: int = 1) -> Positions:
@@ -64,10 +71,18 @@ class WindowOrder:
 
     def of_length(self, length: int) -> "WindowOrder":
         """The same order for rows of another length."""
-        return self if length == self.length else WindowOrder(self.n_tokens, length, self.seed)
+        return self if length == self.length else WindowOrder(self.n_tokens, length, self.seed, self.by)
 
     def _first(self, offset: int, windows: Positions) -> Positions:
         return offset + self.length * windows
+
+
+def _strided(count: int, rng: np.random.Generator) -> Positions:
+    """All of 0 ... count - 1 in steps of a random stride that has no common divisor with `count`."""
+    first, stride = int(rng.integers(count)), int(rng.integers(1, count + 1))
+    while math.gcd(stride, count) > 1:
+        stride = int(rng.integers(1, count + 1))
+    return (first + stride * np.arange(count, dtype=np.int64)) % count
 
 
 class DocumentOrder(WindowOrder):
@@ -77,16 +92,18 @@ class DocumentOrder(WindowOrder):
     fewer than length + 1 tokens between their start and the end of the stream are left out.
     """
 
-    def __init__(self, documents: Positions, n_tokens: int, length: int, seed: int) -> None:
+    def __init__(self, documents: Positions, n_tokens: int, length: int, seed: int, by: Order = "shuffled") -> None:
         """`documents`: start positions of the documents, ascending."""
-        super().__init__(n_tokens, length, seed)
+        super().__init__(n_tokens, length, seed, by)
         self.all_documents, self.documents = documents, whole_rows(documents, n_tokens, length)
         # A document starts where it starts, so that there is no offset to draw.
         self.windows, self.offsets = len(self.documents), 1
 
     def of_length(self, length: int) -> "DocumentOrder":
         """The same order for rows of another length."""
-        return self if length == self.length else DocumentOrder(self.all_documents, self.n_tokens, length, self.seed)
+        if length == self.length:
+            return self
+        return DocumentOrder(self.all_documents, self.n_tokens, length, self.seed, self.by)
 
     def _first(self, offset: int, windows: Positions) -> Positions:
         return self.documents[windows]

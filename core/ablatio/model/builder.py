@@ -14,7 +14,7 @@ from ablatio.model.new_weights import initialize, share_weights
 from ablatio.model.parameter_roles import named_seed, seeded
 from ablatio.model.part_choices import PartChoice as PartChoice
 from ablatio.model.part_choices import PartChoices, objective_of
-from ablatio.registry import kinds
+from ablatio.registry import kinds, per_layer
 from ablatio.registry.registry import Place, Registry
 from ablatio.registry.value_schedules import settled
 
@@ -185,6 +185,13 @@ class ModelBuilder:
         sizes = {"d_model": d.d_model, "vocab_size": d.vocab_size, "n_layers": self.depth(side), "max_len": d.max_len}
         return self._make(kinds.embeddings, f"{self.root(side)}.embedding", None, side, **sizes)
 
+    def head(self) -> nn.Module | None:
+        """Build what maps the logits of the output head; None for the default option."""
+        if not self._in_use(kinds.heads):
+            return None
+        sizes = {"d_model": self.dims.d_model, "vocab_size": self.dims.vocab_size}
+        return self._make(kinds.heads, kinds.heads.kind, None, "decoder", **sizes)
+
     def _in_use(self, registry: Registry[Any]) -> bool:
         """True if the config chooses another option of a kind than its default."""
         node = self.config.get(registry.kind)
@@ -321,10 +328,9 @@ class ModelBuilder:
         found = [self.block(i, side) for i in range(self.depth(side))]
         for i, layer in enumerate(found):
             self._put_shortcut(i, found, layer, f"{self.root(side)}.layers.{i}", side)
-        count = min(self.dims.distinct_layers or len(found), len(found))
         owners = dict[int, nn.Module]()
-        for i, layer in enumerate(found):
-            number = i % count if self.dims.sharing == "cycle" else i * count // len(found)
+        numbers = per_layer.owners(len(found), self.dims.distinct_layers, self.dims.sharing)
+        for number, layer in zip(numbers, found, strict=True):
             share_weights(owners.setdefault(number, layer), layer)
         return found
 

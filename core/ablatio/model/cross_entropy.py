@@ -6,6 +6,7 @@ only scales it: the same three matrix products, without the memory traffic.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ablatio.model.number_format import compute_dtype, precise
 
+LogitMap = Callable[[Tensor], Tensor]  # (rows, V) -> (rows, V), each row by itself, without trained weights
 MAX_SCORED_FRACTION = 0.9  # of the rows: above it, selecting the scored rows costs more than it saves
 GPU_BLOCK_LOGITS = 2**27  # 0.5 GB in float32
 BLOCK_LOGITS = 2**23  # 34 MB in float32; 128 rows are enough for full-speed matrix products, 64 are not
@@ -34,6 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         z_loss: float,
         smoothing: float,
+        logit_map: LogitMap | None,
         tie: "Tie | None",
         rows: Tensor | None,
     ) -> Tensor:
@@ -46,6 +49,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             block, target = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(wide)
+            if logit_map is not None:
+                products, mapped, logits = _mapped(logits, logit_map)
             largest = logits.amax(-1)
             target_logits = logits.gather(-1, target)[:, 0]  # (rows,)
             if smoothing:
@@ -63,7 +68,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if smoothing:
                 probs.sub_(smoothing / len(weight))
             d_logits = probs.scatter_add_(-1, target, probs.new_full((), smoothing - 1.0).expand(len(block), 1))
-            d_logits = (d_logits if scale is None else d_logits.mul_(scale[:, None])).to(hidden.dtype)
+            d_logits = d_logits if scale is None else d_logits.mul_(scale[:, None])
+            if logit_map is not None:
+                (d_logits,) = torch.autograd.grad(mapped, products, d_logits)
+            d_logits = d_logits.to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(d_logits, matrix, out=d_hidden[start : start + chunk])
             if d_weight is not None:
@@ -83,7 +91,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = (d if d is None else multiply(d, grad.to(d.dtype)) for d in ctx.saved_tensors)
         if ctx.tie is not None:
             ctx.tie.gradient, d_weight = (torch._C._current_graph_task_id(), d_weight), None
-        return d_hidden, d_weight, None, None, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None, None, None
+
+
+def _mapped(logits: Tensor, logit_map: LogitMap) -> tuple[Tensor, Tensor, Tensor]:
+    """(products, mapped logits with a graph from the products, a copy of them that may be overwritten)."""
+    with torch.enable_grad():
+        products = logits.detach().requires_grad_()
+        mapped = logit_map(products)
+    return products, mapped, mapped.detach().clone()
 
 
 class Tie:
@@ -199,8 +215,9 @@ def scored_rows(weights: Tensor) -> Tensor | None:
     return rows if len(rows) < MAX_SCORED_FRACTION * len(weights) else None
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    return (hidden @ weight.to(hidden.dtype).T).to(precise(hidden.dtype))
+def _logits(hidden: Tensor, weight: Tensor, logit_map: LogitMap | None) -> Tensor:
+    found = (hidden @ weight.to(hidden.dtype).T).to(precise(hidden.dtype))
+    return found if logit_map is None else logit_map(found)
 
 
 def linear_cross_entropy(
@@ -212,12 +229,14 @@ def linear_cross_entropy(
     chunk: int | None = None,
     z_loss: float = 0.0,
     smoothing: float = 0.0,
+    logit_map: LogitMap | None = None,
     tie: Tie | None = None,
 ) -> Tensor:
     """Sum w_i * (-log softmax(hidden_i weight^T)[target_i] + z_loss * log^2 Z_i) in nats; Z_i = sum exp(logits_i).
 
     hidden (N, D); weight (V, D); targets (N,); row_weights (N,) or None -> scalar, float32 or wider.
     smoothing: the target distribution is (1 - smoothing) * one-hot + smoothing / V.
+    logit_map: applied to the logits before the softmax.
     tie: connects the head to the embedding that shares `weight`.
     """
     # Under no_grad `requires_grad` of the inputs is still True; detaching skips the gradients, two thirds of the work.
@@ -231,7 +250,7 @@ def linear_cross_entropy(
         rows, tie.rows = tie.rows, None  # breaks the reference cycle rows -> its graph node -> tie -> rows
     chunk = chunk or block_rows(len(weight), hidden.device)
     result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, row_weights, chunk, z_loss, smoothing, tie, rows
+        hidden, weight, targets, row_weights, chunk, z_loss, smoothing, logit_map, tie, rows
     )
     return result
 
@@ -245,17 +264,20 @@ def linear_divergence(
     *,
     temperature: float = 1.0,
     chunk: int | None = None,
+    logit_map: LogitMap | None = None,
+    other_map: LogitMap | None = None,
 ) -> Tensor:
     """Sum w_i KL(q_i || p_i), p_i = softmax(hidden_i weight^T / t), q_i = softmax(other_i other_weight^T / t).
 
     hidden (N, D), weight (V, D); other (N, D'), other_weight (V, D'), both without gradient -> scalar in nats.
+    logit_map, other_map: applied to the logits of the one and of the other, before the temperature.
     Logits are computed by blocks of rows, and recomputed for the gradient.
     """
     chunk, total = chunk or block_rows(len(weight), hidden.device), hidden.new_zeros((), dtype=precise(hidden.dtype))
 
     def block(states: Tensor, matrix: Tensor, other_states: Tensor, scale: Tensor | None) -> Tensor:
-        p = torch.log_softmax(_logits(states, matrix) / temperature, -1)  # (rows, V)
-        q = torch.log_softmax(_logits(other_states, other_weight) / temperature, -1)
+        p = torch.log_softmax(_logits(states, matrix, logit_map) / temperature, -1)  # (rows, V)
+        q = torch.log_softmax(_logits(other_states, other_weight, other_map) / temperature, -1)
         rows = (q.exp() * (q - p)).sum(-1)
         return rows.sum() if scale is None else (rows * scale.to(rows.dtype)).sum()
 
@@ -267,8 +289,18 @@ def linear_divergence(
 
 
 @torch.no_grad()
-def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return -log softmax(hidden_i weight^T)[target_i] in nats and whether the target has the top logit: (N,) each."""
+def token_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int | None = None,
+    logit_map: LogitMap | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return -log softmax(hidden_i weight^T)[target_i] in nats and whether the target has the top logit: (N,) each.
+
+    logit_map: applied to the logits before the softmax.
+    """
     # Without a gradient, small blocks that stay in the cache are faster: a quarter less time than blocks of 512 at a
     # vocabulary of 2048, no difference from 8192 on.
     chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight), hidden.device))
@@ -281,6 +313,7 @@ def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int 
         rows = slice(start, start + chunk)
         block, target = hidden[rows], targets[rows]
         logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(wide)
+        logits = logits if logit_map is None else logit_map(logits)
         hits[rows] = logits.argmax(-1) == target
         logps = torch.log_softmax(logits, -1, out=logits) if logits.is_cpu else torch.log_softmax(logits, -1)
         losses[rows] = -logps.gather(-1, target[:, None])[:, 0]

@@ -13,8 +13,9 @@ class ModelDims:
     """Sizes of a model.
 
     Of the n_layers of a stack, distinct_layers have their own weights and the others share these: in a cycle (looped,
-    as in the Universal Transformer, arXiv:1807.03819) or in runs of consecutive layers (as ALBERT's groups,
-    arXiv:1909.11942).  Shared parameters are counted once, FLOPs at every use.
+    as in the Universal Transformer, arXiv:1807.03819), in runs of consecutive layers (as ALBERT's groups,
+    arXiv:1909.11942), or in a loop over the middle layers alone, with layers before and after it that run once.
+    Shared parameters are counted once, FLOPs at every use.
 
     Defaults of None: d_head = d_model / n_heads, d_ff = 4 d_model, encoder_layers = n_layers, attention_scale =
     d_head^-1/2 and logit_scale = 1 (unless the init sets them); the placement decides on embedding_norm and final_norm.
@@ -32,7 +33,7 @@ class ModelDims:
     dropout: float = 0.0
     encoder_layers: int | None = None
     distinct_layers: int | None = None
-    sharing: Literal["cycle", "runs"] = "cycle"
+    sharing: Literal["cycle", "runs", "middle"] = "cycle"
     embedding_norm: bool | None = None
     embedding_scale: float = 1.0
     final_norm: bool | None = None

@@ -42,6 +42,7 @@ class LanguageModel(nn.Module):
 
     opens      True: the source of an example is attended to in both directions (prefix LM); False: causally
     project_out   maps hidden states to the width of a tied token table, if that is not d_model; else None
+    logit_map     maps the logits of the head (`head=`); None: the logits are the products
     eos        end-of-document id; a target starts with it after its source
     z_loss     weight of log^2 Z in the loss, Z the softmax normalizer (arXiv:2204.02311, section 5)
     bare       layers whose matrix is read without calling their `forward`, so adapters and hooks there have no effect
@@ -64,6 +65,7 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(width, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.logit_map = builder.head()
         heads = (_FurtherHead(width, dims.vocab_size, bias=False) for _ in range(builder.further_heads))
         self.further_heads = nn.ModuleList(heads)
 
@@ -93,8 +95,10 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: (..., D) -> (..., V)."""
-        found: Tensor = self.lm_head(self.scaled(hidden))
-        return found
+        return self._mapped(self.lm_head(self.scaled(hidden)))
+
+    def _mapped(self, logits: Tensor) -> Tensor:
+        return logits if self.logit_map is None else self.logit_map(logits)
 
     def training_logits(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Logits that training computes from the result of `states`, (..., V) each, for counting its FLOPs."""
@@ -176,16 +180,15 @@ class LanguageModel(nn.Module):
         weights = None if weights is None else weights.flatten()
         if weights is not None and (kept := scored_rows(weights)) is not None:
             hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
-        return linear_cross_entropy(
-            hidden, self.lm_head.weight, targets, weights, z_loss=self.z_loss, smoothing=self.smoothing, tie=tie
-        )
+        given: dict[str, Any] = {"z_loss": self.z_loss, "smoothing": self.smoothing, "logit_map": self.logit_map}
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, tie=tie, **given)
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
         """Return the example with targets sampled from this model."""
         states = self.scaled(self.hidden(example)).flatten(0, 1)  # (B * T, D)
         drawn = [  # in blocks of rows, to bound the memory of the logits
-            torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
+            torch.multinomial(self._mapped(self.lm_head(block).float()).softmax(-1), 1, generator=generator)
             for block in torch.split(states, 512)
         ]
         return replace(example, targets=torch.cat(drawn).view_as(example.targets), further=None, further_weights=None)
@@ -194,7 +197,7 @@ class LanguageModel(nn.Module):
     def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
         """Return the loss of each target in nats and whether the model ranks it first: (B, T) each."""
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)
-        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
+        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten(), logit_map=self.logit_map)
         return losses.view_as(example.targets), hits.view_as(example.targets)
 
     @torch.no_grad()
@@ -203,7 +206,8 @@ class LanguageModel(nn.Module):
         assert example.weights is not None
         rows = example.weights.flatten().nonzero()[:, 0]  # (N,)
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
-        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten()[rows])
+        targets = example.targets.flatten()[rows]
+        losses, hits = token_scores(hidden, self.lm_head.weight, targets, logit_map=self.logit_map)
         return losses, hits, example.weights.flatten()[rows]
 
     def token_losses(self, example: Example) -> Tensor:

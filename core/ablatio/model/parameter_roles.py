@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, TypeVar
@@ -181,6 +181,17 @@ def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate |
         group["lr"] = group["lr"] * factor
         if "weight_decay" in group:
             group["weight_decay"] = group["weight_decay"] / divisor
+
+
+def apply_own(optimizer: torch.optim.Optimizer, model: nn.Module, own: Mapping[Role, Mapping[str, Any]]) -> None:
+    """Replace settings of the groups of a role, such as {"head": {"betas": (0.8, 0.95)}}; a group without one keeps it.
+
+    Call before `apply_rates`, which divides a weight decay by the rate.
+    """
+    role = {id(parameter): info.role for parameter, info in describe(model)}
+    for group in optimizer.param_groups:
+        for name in {role[id(stood_for(p))] for p in group["params"]}:
+            group.update({key: value for key, value in own.get(name, {}).items() if key in group})
 
 
 def stood_for(parameter: Any) -> nn.Parameter:

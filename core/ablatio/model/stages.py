@@ -239,4 +239,4 @@ def _known_places(model: Any, count: int) -> dict[str, Sequence[int]]:
     }
     known |= {f"model.{name}": [0] for name in ("embed_tokens", "embedding", "embed_norm", "embedded")}
     known |= {f"model.{name}": [last] for name in ("norm", "shortcut", "further")}
-    return known | {name: [last] for name in ("lm_head", "project_out", "further_heads")}
+    return known | {name: [last] for name in ("lm_head", "project_out", "logit_map", "further_heads")}

@@ -132,7 +132,7 @@ def _position(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     return [seen, _model(entry, knobs)]
 
 
-@observes("placement", "mlp", "attention", "block", "embedding", "architecture", "init")
+@observes("placement", "mlp", "attention", "block", "embedding", "head", "architecture", "init")
 def _model(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     return _behavior(entry, knobs)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ablatio
-from ablatio.config import schema, yaml_files
+from ablatio.config import schema, techniques, yaml_files
 from ablatio.registry import discovery, kinds
 from ablatio.registry.catalogue import OURS
 from ablatio.registry.kinds.alignment_inputs import WORDS
@@ -26,6 +26,7 @@ from ablatio.registry.knobs import Knob
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES, SESSION, PartSpec, Registry
 from ablatio.storage.atomic_write import make_folder, write_text
+from ablatio.storage.paths import shell_word
 from ablatio.sweep.settings import Sweep
 
 WIDTH = 120
@@ -58,6 +59,7 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"kinds/{registry.kind}.md", kind_page(registry)
     yield "settings.md", settings_page()
     yield "choices.md", choices_page()
+    yield "techniques.md", techniques_page()
     yield "commands.md", commands_page()
 
 
@@ -78,7 +80,8 @@ def index_page() -> str:
         GENERATED,
         "",
         "[Settings](settings.md) of a run and of a sweep, [choices](choices.md) that are files (presets, sizes, "
-        "sweeps, recipes), [commands](commands.md), and one page for each kind of part:",
+        "sweeps, recipes), [techniques](techniques.md) by area, [commands](commands.md), and one page for each kind of "
+        "part:",
         "",
         *table(("kind", "options", "what it is", "from"), rows),
     ]
@@ -209,6 +212,23 @@ def choices_page() -> str:
         rows = [[f"`{f.name}`", cell(f.summary), cell(str(f.distribution))] for f in files.values()]
         lines += ["", f"## {group}", "", *table(("option", "what it is", "from"), rows)]
     return text_of(lines)
+
+
+def techniques_page() -> str:
+    """How each technique of the lists is chosen, by area; the same as `ablatio list techniques`."""
+    lines = ["# Techniques", "", GENERATED]
+    for area, found in techniques.areas().items():
+        rows = [
+            [cell(t.name), f"not here: {cell(t.refused)}" if t.refused else code(_way(t)), links(cell(t.origin))]
+            for t in found
+        ]
+        summary = yaml_files.options_of(techniques.GROUP)[area].summary
+        lines += ["", f"## {area}", "", cell(summary), "", *table(("technique", "chosen by", "source"), rows)]
+    return text_of(lines)
+
+
+def _way(technique: techniques.Technique) -> str:
+    return technique.command or " ".join(map(shell_word, technique.overrides))
 
 
 def commands_page() -> str:

@@ -151,6 +151,8 @@ def objective(entry: PartSpec, knobs: Knobs | None = None, max_len: int = 32) ->
     part = made(entry, knobs, vocab_size=tiny_models.VOCAB, eos=0, max_len=max_len)
     if context := getattr(part, "context", ""):
         part.take_context([1 + letter % (tiny_models.VOCAB - 1) for letter in context.encode()])
+    if hasattr(part, "take_tokens"):  # each but the first is the one before with a letter more
+        part.take_tokens(["x" * (i + 1) for i in range(tiny_models.VOCAB)])
     if hasattr(part, "learn_from"):  # the seed makes the teacher differ from the models of the suites
         part.learn_from(tiny_models.model(seed=7, max_len=max_len))
     return part

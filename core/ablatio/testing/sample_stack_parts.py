@@ -1,4 +1,4 @@
-"""Embeddings and shortcuts built in isolation, for their suites."""
+"""Embeddings, shortcuts and heads built in isolation, for their suites."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,3 +33,9 @@ def shortcut(
         for p in (p for part in found for p in part.parameters()):
             p += 0.5 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     return found
+
+
+def head(entry: PartSpec, knobs: Mapping[str, Any] | None = None, width: int = 16) -> nn.Module:
+    """A head of the small model in float64."""
+    made: nn.Module = sample_parts.made(entry, knobs, d_model=width, vocab_size=tiny_models.VOCAB)
+    return made.double()

@@ -170,7 +170,8 @@ class DataStreams:
     def stream(self, corpus: Corpus) -> TrainBatches:
         """The rows of one source alone, in their own order."""
         where = len(corpus.train), self.setup.length, self.setup.seeds.data
-        order = DocumentOrder(corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
+        by = self.config["data"].get("order", "shuffled")  # runs from before the setting have none
+        order = DocumentOrder(corpus.train_starts, *where, by) if self.by_document else WindowOrder(*where, by)
         mask = self.config["data"]["document_mask"]
         return TrainBatches(corpus.train, order, self.setup.plan, eos=corpus.eos, document_mask=mask)
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from ablatio.config.sections import OWN_SETTINGS
 from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.parameter_roles import ROLES, ParameterInfo, ProductRate, Rate, describe, stood_for
+from ablatio.model.parameter_roles import ROLES, ParameterInfo, ProductRate, Rate, Role, describe, stood_for
 from ablatio.registry import kinds
 from ablatio.registry.registry import ContractError
 
@@ -20,6 +21,17 @@ def factor_of(choice: PartChoice) -> Factor:
     if kinds.schedules[choice.name].facts["watches"]:
         return lambda step, total, scores: float(schedule(step, total, scores))
     return lambda step, total, scores: float(schedule(step, total))
+
+
+def own_settings(roles: Mapping[str, Any]) -> dict[Role, dict[str, Any]]:
+    """Settings of the optimizer that a role has instead of the common ones: {"head": {"betas": (0.8, 0.95)}}."""
+    found: dict[Role, dict[str, Any]] = {
+        role: {name: roles.get(f"{role}_{name}") for name in OWN_SETTINGS} for role in ROLES
+    }
+    return {
+        role: {name: tuple(v) if isinstance(v, list) else v for name, v in own.items() if v is not None}
+        for role, own in found.items()
+    }
 
 
 class LearningRates:

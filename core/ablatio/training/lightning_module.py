@@ -11,7 +11,7 @@ from torch import Tensor
 from ablatio.errors import Diverged, UserError
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
-from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.model.parameter_roles import Rate, apply_own, apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.model.part_choices import PartChoice, piece_of
 from ablatio.model.peft.apply import AppliedPeft
 from ablatio.model.ranks import Ranks, ranks
@@ -20,7 +20,7 @@ from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer
 from ablatio.training.held_weights import HeldWeights
-from ablatio.training.learning_rates import LearningRates
+from ablatio.training.learning_rates import LearningRates, own_settings
 from ablatio.training.scheduled_settings import ScheduledSettings
 from ablatio.training.task_context import TaskContext
 
@@ -60,6 +60,7 @@ class TrainingModule(pl.LightningModule):
         self.scheduled = scheduled or None  # None: no setting changes during training
         self.held = HeldWeights.of(config, scheduled.timeline.schedules if scheduled else (), model)
         self.optimizer_choice = PartChoice.of(config["optimizer"])
+        self.own_settings = own_settings(config["roles"])
         for part in self._parts_with("attach"):
             part.attach(model)
         self.finite: Tensor | bool = True
@@ -90,6 +91,7 @@ class TrainingModule(pl.LightningModule):
             groups_by_role(self.model, rate),
             piece_of(choice),
         )
+        apply_own(optimizer, self.model, self.own_settings)
         apply_rates(optimizer, self.model, rate)
         self.rates.bind(optimizer, self.model)
         if self.scheduled is not None:

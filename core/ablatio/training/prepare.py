@@ -228,6 +228,8 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
         _share_compiled_code()
         model.compile_layers()
     task.attach(model)
+    if hasattr(task.objective, "take_tokens"):
+        task.objective.take_tokens([task.tokenizer.decode([i]) for i in range(task.tokenizer.vocab_size)])
     learner = TrainingModule(setup, task, model, stabilizers, tuning, scheduled, strategy)
     others = {"peft": tuning.part, "quantization": tuning.quantization, "task": task, "stabilizer": stabilizers}
     scheduled.connect(parts_of(setup.built | others | dict.fromkeys(("roles", "model"), learner.held)))

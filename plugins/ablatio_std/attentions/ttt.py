@@ -1,6 +1,6 @@
 """Test-time training: a linear model of each head is trained on the tokens as they are read; causal only."""
 
-from typing import Annotated, NamedTuple, Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from ablatio import Positive, Range, attentions
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.local_mixing import Rows, cached_state
 from ablatio.model.number_format import without_autocast
 from ablatio_std.attentions._common import at_least_float32
+from ablatio_std.attentions._pieces import Pieces
 
 EPS = 1e-6
 
@@ -56,7 +56,7 @@ class TestTimeTraining(SoftmaxAttention):
         q, k = ctx.rotate(q, k, self.layer)
         rows, layout = (
             Rows.of(ctx),
-            ctx.shared(("pieces", self.batch, len(x)), lambda: _Pieces.of(ctx, len(x), self.batch)),
+            ctx.shared(("pieces", self.batch, len(x)), lambda: Pieces.of(ctx, len(x), self.batch)),
         )
         with without_autocast(x.device):
             # Divided by d_head, as the loss is a sum over the head's features.
@@ -68,7 +68,7 @@ class TestTimeTraining(SoftmaxAttention):
             ctx.cache.keep(self.layer, *(t[layout.last] for t in state))
         return self.norm(y.to(x.dtype)).to(x.dtype)  # type: ignore[no-any-return]
 
-    def initial(self, layout: "_Pieces", ctx: Context) -> tuple[Tensor, ...]:
+    def initial(self, layout: Pieces, ctx: Context) -> tuple[Tensor, ...]:
         """W and bias before the first mini-batch of each piece, and the sums of its steps so far: (P, H, ...) each."""
         start, bias = (p.expand(layout.count, -1, -1, -1) for p in at_least_float32(self.start, self.bias))
         fresh = (start, bias, torch.zeros_like(start), torch.zeros_like(bias))
@@ -86,7 +86,7 @@ class TestTimeTraining(SoftmaxAttention):
         )
 
     def trained(
-        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: tuple[Tensor, ...], layout: "_Pieces"
+        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: tuple[Tensor, ...], layout: Pieces
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Train on all mini-batches in order: q, k, v, rates (P, H, N, batch, F) -> outputs, and the last state."""
         (w, b, w_steps, b_steps), outputs = state, []
@@ -117,61 +117,3 @@ def _normalized(z: Tensor) -> tuple[Tensor, Tensor]:
     centered = z - z.mean(-1, keepdim=True)
     deviation = (centered.square().mean(-1, keepdim=True) + EPS).sqrt()
     return centered / deviation, deviation
-
-
-class _Pieces(NamedTuple):
-    """The P documents, or parts of one, in a pass, each padded to N mini-batches that begin where its own ones do.
-
-    size                the tokens of a padded piece, N * batch
-    place       (B, T)  place of each sorted token among the P * N * batch padded ones
-    first, last (B,)    number of a row's first and last piece
-    last_batch  (P,)    mini-batch in which a piece ends
-    goes_on     (B,)    True if a row's first piece continues the cached text
-    complete    (B,)    True if it begins with a mini-batch
-    """
-
-    count: int
-    size: int
-    batch: int
-    place: Tensor
-    first: Tensor
-    last: Tensor
-    last_batch: Tensor
-    goes_on: Tensor
-    complete: Tensor
-
-    @classmethod
-    def of(cls, ctx: Context, n_rows: int, batch: int) -> "_Pieces":
-        """The pieces of a pass over `n_rows` rows."""
-        rows, length, device = Rows.of(ctx), ctx.length, ctx.q_pos.device
-        index = torch.arange(length, device=device).expand(n_rows, -1)
-        pos = ctx.q_pos.expand(n_rows, -1)
-        pos = pos if rows.order is None else pos.gather(1, rows.order)
-        starts = rows.starts(length, device).expand(n_rows, -1)
-        begin = index.masked_fill(~starts, 0).cummax(1).values  # of the piece that a token is in
-        # A continued text goes on inside its mini-batch: mini-batches begin at multiples of `batch` in the text,
-        # whatever the passes.
-        phase = pos.gather(1, begin) % batch
-        within = index - begin + phase
-        if rows.documents is None or is_meta_tensor(index):  # one piece for each row
-            last = torch.arange(n_rows, device=device)
-            number, first, count, size = last[:, None], last, n_rows, length + ctx.past % batch
-        else:
-            own = starts.cumsum(1) - starts[:, :1].long()
-            last = (own[:, -1] + 1).cumsum(0) - 1
-            first = last - own[:, -1]
-            number, count, size = first[:, None] + own, int(last[-1]) + 1, int(within.max()) + 1
-        size = -(-size // batch) * batch
-        ends = within.new_zeros(count).scatter_reduce(0, number.expand_as(within).flatten(), within.flatten(), "amax")
-        place = number * size + within
-        return cls(count, size, batch, place, first, last, ends // batch, ~starts[:, 0], phase[:, 0] == 0)
-
-    def cut(self, x: Tensor) -> Tensor:
-        """Arrange sorted tokens by piece and mini-batch: (B, H, T, F) -> (P, H, N, batch, F), padded with zeros."""
-        flat = x.transpose(1, 2).flatten(0, 1)  # (B * T, H, F)
-        padded = x.new_zeros(self.count * self.size, *flat.shape[1:]).index_copy(0, self.place.flatten(), flat)
-        return padded.unflatten(0, (self.count, -1, self.batch)).permute(0, 3, 1, 2, 4)
-
-    def restored(self, x: Tensor) -> Tensor:
-        """Undo `cut`, with the heads side by side: (P, H, N, batch, F) -> (B, T, H * F)."""
-        return x.permute(0, 2, 3, 1, 4).reshape(self.count * self.size, -1)[self.place]

@@ -1,7 +1,7 @@
 """Knowledge distillation: training on the predictions of a teacher model (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -51,9 +51,9 @@ class Distillation(NextToken):
         def divergence(hidden: Tensor) -> Tensor:
             student = model.scaled(hidden).flatten(0, 1)  # (B T, D)
             matrices = model.lm_head.weight, teacher.lm_head.weight
-            computed.append(
-                linear_divergence(student, matrices[0], target, matrices[1], weights, temperature=self.temperature)
-            )
+            given: dict[str, Any] = {"logit_map": model.logit_map, "other_map": teacher.logit_map}
+            given["temperature"] = self.temperature
+            computed.append(linear_divergence(student, matrices[0], target, matrices[1], weights, **given))
             return (1 - self.hard) * self.temperature**2 * computed[0]
 
         total, count, measures = model.loss(example, share=self.hard, beside=divergence)

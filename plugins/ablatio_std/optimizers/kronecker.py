@@ -8,6 +8,7 @@ from torch import Tensor
 from ablatio import Positive, optimizers
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Momentum, Rate, Tensors, adamw_, shrink
+from ablatio_std.optimizers._orthogonal import Precision, orthogonalized
 
 Every = Annotated[int, Positive, "steps between factorizations"]
 Largest = Annotated[int, Positive, "longer sides get no factor; that of a vocabulary would take most of the time"]
@@ -126,8 +127,45 @@ class SOAP(Foreach):
                 # slowly.
                 if t % group["every"] == 0:
                     state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
-            p.add_(u, alpha=-group["lr"])
+            p.add_(self.finished(group, u), alpha=-group["lr"])
         return None
+
+    def finished(self, group: Group, u: Tensor) -> Tensor:
+        """The direction that is taken, from Q_L N Q_R^T."""
+        return u
+
+
+@optimizers.register("soap_muon", paper="https://nikhilvyas.github.io/SOAP_Muon.pdf", entrywise=False)
+class SOAPMuon(SOAP):
+    """W <- W - lr (c U V^T + weight_decay W), U S V^T = Q_L N Q_R^T, the direction of soap, for hidden matrices.
+
+    U V^T is approximated by `ns_steps` Newton-Schulz steps, and c = 0.2 sqrt(max(rows, columns)) gives it the size of
+    AdamW's updates, as scale=rms of muon does.  All else, the directions of embedding and head too, is as in soap.
+    """
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 6e-3,
+        betas: Betas = (0.95, 0.95),
+        eps: Eps = 1e-8,
+        every: Every = 10,
+        largest: Largest = 1024,
+        ns_steps: Annotated[int, Positive, "number of Newton-Schulz steps"] = 5,
+        weight_decay: Decay = 0.01,
+        precision: Annotated[Precision, "of Newton-Schulz; auto: bfloat16 where the hardware supports it"] = "auto",
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, every=every, largest=largest, weight_decay=weight_decay)
+        for group in self.param_groups:
+            group |= {"ns_steps": ns_steps, "precision": precision}
+
+    def finished(self, group: Group, u: Tensor) -> Tensor:
+        if group["role"] != "matrix":
+            return u
+        matrices = list(u.reshape(-1, *u.shape[-2:]))
+        o = orthogonalized(matrices, group["ns_steps"], "jordan", group["precision"]).to(u.dtype)
+        return 0.2 * max(u.shape[-2:]) ** 0.5 * o.view_as(u)
 
 
 @optimizers.register("kl_soap", paper="arXiv:2509.03378", entrywise=False)

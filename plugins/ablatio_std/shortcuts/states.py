@@ -18,6 +18,30 @@ class NoShortcut(nn.Module):
         return x
 
 
+@shortcuts.register("iteration", paper="arXiv:1807.03819")
+class Iteration(nn.Module):
+    """h_l + w p_l, p_l the sinusoids of l: layers that share weights can tell their uses apart.  (B, T, D) -> same.
+
+    p_l[2i] = sin(l / 10000^(2i/D)), p_l[2i+1] = cos of the same; w is learned, starts at `start`, and is shared by
+    layers that share their weights.  The Universal Transformer has w = 1 for all, on scaled embeddings.
+    """
+
+    def __init__(
+        self, d_model: int, layer: int, n_layers: int, *, start: Annotated[float, "initial value of w"] = 0.1
+    ) -> None:
+        super().__init__()
+        self.layer, self.width = layer, d_model
+        self.weight = nn.Parameter(torch.full((1,), start)) if layer < n_layers else None
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        if self.weight is None:
+            return x
+        # Made in each pass: layers that share their weights share their buffers, and have different numbers.
+        place = torch.arange(self.width, dtype=torch.float64, device=x.device)
+        angles = self.layer / 10000 ** (2 * (place // 2) / self.width)
+        return x + (self.weight * torch.where(place % 2 == 0, angles.sin(), angles.cos())).to(x.dtype)
+
+
 @shortcuts.register("unet", paper="arXiv:2209.12152")
 class UNet(nn.Module):
     """Skips between mirrored layers: layer l of the second half reads h_l + w_l h_{L-l}.  (B, T, D) -> same.

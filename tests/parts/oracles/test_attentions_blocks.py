@@ -186,6 +186,32 @@ def test_ttt_by_autograd(packed, batch, rate):
     compare(part, packed, alone)
 
 
+@pytest.mark.oracle("attention=titans", "float64 loop of gradient steps by autograd")
+@EACH
+@pytest.mark.parametrize(("batch", "rate"), [(1, 1.0), (4, 0.7), (16, 2.0)])
+def test_titans_by_autograd(packed, batch, rate):
+    part = made("titans", {"batch": batch, "rate": rate}).requires_grad_(False)
+
+    def alone(x):
+        q, k, v = projected(part, x)
+        y = torch.zeros_like(q)
+        for h in range(H):
+            memory = surprise = at_start = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+            for t in range(len(x)):
+                forget, momentum, step = part.gates(x[t]).unflatten(0, (3, H))[:, h]
+                at_start = memory if t % batch == 0 else at_start
+                leaf = at_start.clone().requires_grad_()
+                key = k[t, h] / k[t, h].norm()
+                (gradient,) = torch.autograd.grad((key @ leaf - v[t, h]).square().sum() / 2, leaf)
+                surprise = torch.sigmoid(momentum) * surprise - rate * torch.sigmoid(step) * gradient
+                memory = (1 - torch.sigmoid(forget + part.forgetting[h, 0, 0])) * memory + surprise
+                read = q[t, h] / q[t, h].norm() @ memory
+                y[t, h] = part.gain[h, 0] * read / (read.square().mean() + 1e-6).sqrt()
+        return y
+
+    compare(part, packed, alone)
+
+
 PAIRS = [
     ({"name": "moba", "block": 3, "top_k": 2}, "rope"),
     ({"name": "moba", "block": 3, "top_k": 2, "n_kv_heads": 2}, "alibi"),
@@ -195,6 +221,7 @@ PAIRS = [
     ({"name": "dcmha", "n_kv_heads": 2}, "rope"),
     ({"name": "dcmha"}, "alibi"),
     ({"name": "ttt", "batch": 4}, "rope"),
+    ({"name": "titans", "batch": 4}, "rope"),
 ]
 
 

@@ -310,6 +310,34 @@ def test_mup_is_refused_with_optimizers_that_are_not_entrywise():
     assert [p.fix for p in violated_rules(effective(config))] == ["optimizer=adamw"]
 
 
+@pytest.mark.oracle("init=mimetic", "moments around the identity, and the product of values and output")
+def test_mimetic_values_and_output_undo_each_other():
+    for name, w in weights(init={"name": "mimetic", "beta": 0.25, "noise": 0.01}, n_layers=2).items():
+        module, sign = name.split(".")[-2], -1 if "o_proj" in name else 1
+        if module in ("v_proj", "o_proj"):
+            rest = (w.detach() - sign * 0.5 * torch.eye(96)).double()
+            assert abs(rest.std() / 0.01 - 1) < 0.05 and abs(rest.mean()) < 1e-3, name
+        elif module == "down_proj":
+            assert not w.any(), name
+        elif w.dim() == 2:
+            assert abs(w.detach().double().std() / 0.02 - 1) < 0.1, name
+    made = weights(init="mimetic", attention={"name": "gqa", "n_kv_heads": 2})
+    value, out = (made[f"model.layers.0.self_attn.{m}.weight"].detach() for m in ("v_proj", "o_proj"))
+    assert value.shape == (48, 96) and abs(value.diagonal().mean() - 0.05**0.5) < 0.01
+    assert abs((out[:, :48] @ value).diagonal()[:48].mean() + 0.05) < 0.01
+
+
+@pytest.mark.oracle("init=by_matrix", "moments of normal distributions")
+def test_by_matrix_has_a_deviation_for_each():
+    stds = {"o_proj": 0.5, "up_proj": 0.1, "gate_proj": 0.1, "down_proj": 0.2, "q_proj": 0.03, "k_proj": 0.03}
+    stds |= {"v_proj": 0.03, "embed_tokens": 0.4, "lm_head": 0.4}
+    init = {"name": "by_matrix", "std": 0.03, "attention_out": 0.5, "mlp_in": 0.1, "mlp_out": 0.2, "table": 0.4}
+    for name, w in weights(init=init, activation="swiglu", tied=False).items():
+        if w.dim() == 2:
+            z = w.detach().double() / stds[name.split(".")[-2]]
+            assert abs(z.std() - 1) < 5 / math.sqrt(2 * w.numel()) and abs(z.mean()) < 5 / math.sqrt(w.numel()), name
+
+
 def test_every_init_is_tested_here():
-    more = {"gpt2", "xavier", "deepnorm", "orthogonal", "zero_out", "t5", "mup"}
+    more = {"gpt2", "xavier", "deepnorm", "orthogonal", "zero_out", "t5", "mup", "mimetic", "by_matrix"}
     assert STDS.keys() | more == {e.name for e in inits if e.distribution.name == "ablatio"}

@@ -119,7 +119,7 @@ def test_muon_treats_more_axes_as_a_stack():
     torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in apart]))
 
 
-def rotated_adam(w, grads, rates, knobs, decay):
+def rotated_adam(w, grads, rates, knobs, decay, finish=lambda u: u):
     """SOAP for sides of at most `largest`, computed in the eigenbases of each step: G' = Q_L^T G Q_R.
 
     The first gradient only sets the bases, as in the authors' code.
@@ -135,7 +135,7 @@ def rotated_adam(w, grads, rates, knobs, decay):
         left, right = basis
         v = b2 * v + (1 - b2) * (left.T @ g @ right) ** 2
         u = left @ ((left.T @ m @ right) / ((v / (1 - b2**t)).sqrt() + knobs["eps"])) @ right.T
-        w = w - lr * decay * w - lr * u
+        w = w - lr * decay * w - lr * finish(u)
         for side in (0, 1):
             factor[side] = b2 * factor[side] + (1 - b2) * grams[side](g)
             if t % knobs["every"] == 0 and use[side]:
@@ -170,6 +170,25 @@ def test_soap_by_hand(every):
     """Sides of 8 have bases; those of longer sides would have a null space, in which the basis is arbitrary."""
     by_role = dict.fromkeys(("matrix", "embedding", "head"), rotated_adam) | {"vector": later_adamw}
     assert_follows("soap", SOAP | {"every": every, "largest": 8}, by_role, rtol=1e-6)
+
+
+def orthogonalized_soap(w, grads, rates, knobs, decay):
+    def finish(direction):
+        u, s, vt = torch.linalg.svd(direction, full_matrices=False)
+        s = s / s.norm()
+        for _ in range(knobs["ns_steps"]):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        return 0.2 * math.sqrt(max(w.shape)) * (u * s @ vt)
+
+    return rotated_adam(w, grads, rates, knobs, decay, finish)
+
+
+@pytest.mark.oracle("optimizer=soap_muon", "float64 loop, singular values")
+@pytest.mark.parametrize("ns_steps", [2, 5])
+def test_soap_muon_by_hand(ns_steps):
+    by_role = {"matrix": orthogonalized_soap, "embedding": rotated_adam, "head": rotated_adam, "vector": later_adamw}
+    knobs = SOAP | {"every": 2, "largest": 8, "ns_steps": ns_steps}
+    assert_follows("soap_muon", knobs, by_role, rtol=1e-6)
 
 
 def test_soap_without_bases_is_adamw_from_its_second_step_on():

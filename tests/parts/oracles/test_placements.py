@@ -55,6 +55,7 @@ def by_channel(scale, y):
 
 EQUATIONS = {
     "pre": lambda x, f, norm, n, p: x + f(norm(x)),
+    "decayed": lambda x, f, norm, n, p: p.kept.item() * x + p.added.item() * f(norm(x)),
     "post": lambda x, f, norm, n, p: norm(x + f(x)),
     "deepnorm": lambda x, f, norm, n, p: norm((2 * LAYERS) ** 0.25 * x + f(x)),
     "sandwich": lambda x, f, norm, n, p: x + norm[1](f(norm[0](x))),
@@ -230,6 +231,20 @@ def test_hyper_connections_token_by_token(name):
     torch.testing.assert_close(stack(tokens), stack.norm(h.sum(-2)), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.oracle("placement=lanes", "two lists of streams in float64")
+def test_attention_and_feed_forward_read_a_lane_each():
+    model, tokens = model_with("lanes"), torch.randint(0, V, (2, 7))
+    stack = model.model
+    one = other = stack.embed_tokens(tokens)
+    calls = list(sublayers(stack, context(stack, tokens)))
+    assert len(calls) == 2 * LAYERS
+    for number, (_, f, norm, part) in enumerate(calls):
+        said = f(norm(other if number % 2 else one))
+        kept, (to_one, to_other) = part.kept.item(), part.added.tolist()
+        one, other = kept * one + to_one * said, kept * other + to_other * said
+    torch.testing.assert_close(stack(tokens), stack.norm((one + other) / 2), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["hyper_connections", "static_hyper_connections"])
 @pytest.mark.parametrize("streams", [1, 2, 5])
 def test_hyper_connections_start_as_pre_norm(name, streams):
@@ -241,7 +256,7 @@ def test_hyper_connections_start_as_pre_norm(name, streams):
     torch.testing.assert_close(model(tokens), plain(tokens), rtol=1e-6, atol=1e-7)  # drawn in float32, norms differ
 
 
-@pytest.mark.parametrize("name", sorted(EQUATIONS.keys() - {"post", "deepnorm", "rezero"}))
+@pytest.mark.parametrize("name", sorted(EQUATIONS.keys() - {"post", "deepnorm", "rezero", "decayed"}))
 def test_a_zero_sublayer_changes_nothing(name):
     """The residual stream is an identity path: with zero last projections it equals the embedding."""
     model, tokens = model_with(name), torch.randint(0, V, (2, 7))
@@ -403,5 +418,5 @@ def test_norms_that_differ_by_sublayer_need_two_sublayers():
 
 def test_every_placement_has_an_oracle():
     more = {"peri", "hybrid", "hybrid_star", "residual_dual", "subln", "normformer", "hypersphere"}
-    more |= {"hyper_connections", "static_hyper_connections"}
+    more |= {"hyper_connections", "static_hyper_connections", "lanes"}
     assert EQUATIONS.keys() | more == {e.name for e in placements if e.distribution.name == "ablatio"}

@@ -46,18 +46,34 @@ def layer_and_inputs() -> tuple[nn.Linear, torch.Tensor]:
     return nn.Linear(WIDTH, OUT), x
 
 
-@pytest.mark.oracle("quantization=int6", "a search over 63 values for each weight")
+@pytest.mark.oracle("quantization", "a search over all values for each weight")
+@pytest.mark.parametrize(("name", "largest"), [("int6", 31), ("int5", 15)])
 @pytest.mark.parametrize("group", [8, 10, 64])
-def test_int6_takes_the_nearest_step(group: int) -> None:
+def test_integers_take_the_nearest_step(name: str, largest: int, group: int) -> None:
     layer, _ = layer_and_inputs()
-    weight, found = layer.weight.detach().double(), coded("int6", layer, group=group).weight.double()
+    weight, held = layer.weight.detach().double(), coded(name, layer, group=group)
+    found = held.weight.double()
+    assert held.codes.numel() == OUT * WIDTH * (5 if name == "int5" else 6) // 8
     for row in range(OUT):
         for start in range(0, WIDTH, group):
             part = weight[row, start : start + group]
-            s = part.abs().max() / 31
-            steps = s * torch.arange(-31, 32)
+            s = part.abs().max() / largest
+            steps = s * torch.arange(-largest, largest + 1)
             wanted = steps[(part[:, None] - steps).abs().argmin(1)]
             torch.testing.assert_close(found[row, start : start + group], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.oracle("quantization=binary", "equations 1 to 3 and 10 of arXiv:2310.11453, and 8-bit products")
+def test_binary_is_bitnets() -> None:
+    layer, x = layer_and_inputs()
+    layer.weight.data += 0.1
+    weight, found = layer.weight.detach().double(), coded("binary", layer)
+    codes = torch.where(weight - weight.mean() > 0, 1.0, -1.0).double()
+    torch.testing.assert_close(found.weight.double(), weight.abs().mean() * codes, rtol=1e-6, atol=1e-7)
+    step = x.double().abs().amax(1, keepdim=True) / 127
+    wanted = (x.double() / step).round() @ codes.T * weight.abs().mean() * step + layer.bias.detach()
+    torch.testing.assert_close(found(x).double(), wanted, rtol=1e-4, atol=1e-4)
+    assert found.codes.numel() == OUT * WIDTH / 8
 
 
 @pytest.mark.oracle("quantization=ternary", "equations 1 to 3 of arXiv:2402.17764, and 8-bit products")

@@ -1,5 +1,7 @@
 """Shortcuts against their recurrences: the layers of a plain model, called one by one, with states in a list."""
 
+import math
+
 import pytest
 import torch
 from helpers.support import model_config
@@ -152,7 +154,7 @@ def test_value_embeddings_change_the_values(tables, layout, depth, gate):
 
 
 def test_every_shortcut_has_an_oracle():
-    known = {"none", "unet", "x0", "backout", "denseformer", "value_embeddings", "mudd"}
+    known = {"none", "unet", "x0", "backout", "denseformer", "value_embeddings", "mudd", "iteration"}
     assert known == {e.name for e in REGISTRIES["shortcut"] if e.distribution.name == "ablatio"}
 
 
@@ -199,3 +201,20 @@ def test_mudd_hands_nothing_to_layers_without_attention():
     model = build_model(config, V).eval()
     assert [weights_of(model, i).ways for i in range(4)] == [3, 1, 3, 1]
     assert model(torch.randint(0, V, (2, T))).isfinite().all()
+
+
+@pytest.mark.oracle("shortcut=iteration", "sinusoids in Python's numbers, and the recurrence")
+@pytest.mark.parametrize("distinct", [None, 2])
+def test_iteration_tells_the_uses_of_shared_layers_apart(distinct):
+    model, plain, tokens = pair("iteration", {"start": 0.5}, 5, distinct_layers=distinct)
+    expected = recurrence(plain, tokens, lambda i, states: states[i] + weight_of(model, i) * sinusoids(i))
+    close(model(tokens), expected)
+
+
+def weight_of(model, layer):
+    return getattr(weights_of(model, layer), "weight", None) if layer < len(model.model.layers) else 0.0
+
+
+def sinusoids(layer):
+    angles = [layer / 10000 ** (2 * (j // 2) / 32) for j in range(32)]
+    return torch.tensor([math.cos(a) if j % 2 else math.sin(a) for j, a in enumerate(angles)], dtype=torch.float64)

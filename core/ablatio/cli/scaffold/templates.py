@@ -36,6 +36,7 @@ class Tried:
 TRIED: dict[str, Tried] = {
     "embedding": Tried(sweep="embedding=plain,$name"),
     "shortcut": Tried(sweep="shortcut=none,$name"),
+    "head": Tried(sweep="head=plain,$name"),
     "norm": Tried(sweep="norm=rmsnorm,$name"),
     "placement": Tried(sweep="placement=pre,$name"),
     "activation": Tried(sweep="activation=gelu,$name"),

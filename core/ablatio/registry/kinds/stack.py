@@ -1,4 +1,4 @@
-"""Kinds of parts around the layers of a stack: what tokens enter as, and what jumps over layers."""
+"""Kinds of parts around the layers: what tokens enter as, what jumps over layers, and what the head does to logits."""
 
 from __future__ import annotations
 
@@ -79,6 +79,24 @@ class Shortcut(Protocol):
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
+class Head(Protocol):
+    """Maps the logits of the output head to those of the model: (..., V) -> (..., V), each token by itself.
+
+    Training, scores and decoding use the mapped logits; the loss forms them by blocks of rows, so a head has no trained
+    weights.  The default option is not built.
+
+    Methods:
+    forward(logits)  (..., V) -> (..., V), products of hidden states and the head's matrix, in float32 or wider in the
+                     loss
+
+    Wiring:
+    d_model          D, width of the residual stream
+    vocab_size       number V of token ids
+    """
+
+    def forward(self, logits: Tensor) -> Tensor: ...
+
+
 embeddings: Registry[nn.Module] = Registry(
     "embedding",
     "What a token enters the first layer as.",
@@ -99,4 +117,14 @@ shortcuts: Registry[nn.Module] = Registry(
     scope="model",
     default="none",
     contract=(Shortcut,),
+)
+
+heads: Registry[nn.Module] = Registry(
+    "head",
+    "What the output head makes of its logits.",
+    wiring=("d_model", "vocab_size"),
+    methods=("forward",),
+    scope="model",
+    default="plain",
+    contract=(Head,),
 )

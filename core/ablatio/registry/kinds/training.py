@@ -52,6 +52,7 @@ class Objective(Protocol):
     learn_from(model)  takes the teacher's model
     context       text that the teacher reads before each document
     take_context(ids)  takes the token ids of `context`
+    take_tokens(texts)  takes the text of each token id before training, for a loss that depends on their spelling
     """
 
     produces: ClassVar[str]
@@ -68,6 +69,8 @@ class ObjectiveMethods(Protocol):
     def learn_from(self, model: Any) -> None: ...
 
     def take_context(self, ids: Sequence[int]) -> None: ...
+
+    def take_tokens(self, texts: Sequence[str]) -> None: ...
 
 
 class Optimizer(Protocol):
