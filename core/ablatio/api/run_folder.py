@@ -12,6 +12,7 @@ from ablatio.api.session import computing
 from ablatio.errors import UserError
 from ablatio.registry import kinds
 from ablatio.storage.json_files import read_object_if_any
+from ablatio.storage.paths import shell_word
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -93,7 +94,10 @@ class RunFolder:
                 reader = csv.DictReader(file)
                 rows = [numbers(row) for row in reader]
         except FileNotFoundError:
-            raise UserError(f"{self.folder} has logged nothing yet: it has no metrics.csv") from None
+            raise UserError(
+                f"{self.folder} has logged nothing yet: it has no metrics.csv\n"
+                f"    try: ablatio resume {shell_word(self.folder)}"
+            ) from None
         return frame("metrics", rows, reader.fieldnames)
 
     @property
@@ -229,7 +233,8 @@ class RunFolder:
             lengths, tokens=tokens, objective=objective, quantization=quantization, stride=stride
         )[-1]
         if "refused" in found:
-            raise UserError(f"length {found['length']} is refused: {found['refused']}")
+            own = self.config["data"]["length"] or self.config["model"]["max_len"]
+            raise UserError(f"length {found['length']} is refused: {found['refused']}\n    try: length={own}")
         return found
 
     def evaluate_lengths(

@@ -29,6 +29,7 @@ Reader = Callable[[ReadSettings], dict[str, Any]]
 READERS: dict[str, Reader] = {}
 CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "quantization_config")
 CODE_FILES = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HINT = "\n    try: ablatio fetch smollm2, a model that can be read"
 HEAD_NORM_EPS = 1e-6  # of norm=rmsnorm in attention.qk_norm, which has its defaults
 
 
@@ -37,10 +38,11 @@ def refuse_code(folder: Path) -> None:
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if found := [key for key in CODE_KEYS if isinstance(data, dict) and data.get(key)]:
-            raise UserError(f"{path} has `{found[0]}`, which refers to code; only installed code runs")
+            raise UserError(f"{path} has `{found[0]}`, which refers to code; only installed code runs{HINT}")
     if files := sorted(p.name for p in folder.glob("*") if p.suffix in CODE_FILES):
         raise UserError(
             f"{folder / files[0]} could run code; expected a folder with only config, tokenizer and safetensors files"
+            f"{HINT}"
         )
 
 
@@ -56,19 +58,22 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} is not a model folder: no config.json\n    try: ls {shell_word(folder.parent)}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a model config ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} is not a model config ({type(error).__name__}: {error}){HINT}") from None
     if kind not in READERS:
-        raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}")
+        raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}{HINT}")
     settings = ReadSettings(theirs)
     try:
         ours = READERS[kind](settings)
         # T5's vocabulary size is left open: the objective appends its sentinel ids to those of the tokenizer.
         rows = {} if "architecture" in ours else {"vocab_size": settings["vocab_size"]}
         ours["model"] = {**rows, "tied": _tied(settings), **ours["model"]}
+    except UserError as error:  # of a reader, which knows no path
+        text = str(error)
+        raise UserError(f"{path}: {text}{'' if 'try: ' in text else HINT}") from None
     except KeyError as error:
-        raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs") from None
+        raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs{HINT}") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: a setting has a value of another type than expected: {error}") from None
+        raise UserError(f"{path}: a setting has a value of another type than expected: {error}{HINT}") from None
     settings.read.add("vocab_size")
     refuse_unread(settings, str(path))
     usual = {"placement": "pre", "mlp": "dense", "block": "sequential", "architecture": "causal", "objective": "lm"}

@@ -37,7 +37,6 @@ class Windows:
     def __reduce__(self) -> tuple[Any, ...]:
         tokens = self.tokens
         # A slice of a map keeps the file's name; only one that covers the whole file may be opened again by it.
-        # A slice of a map keeps the file's name; only one that covers the whole file may be opened again by it.
         if isinstance(tokens, np.memmap) and tokens.filename and Path(tokens.filename).stat().st_size == tokens.nbytes:
             return _reopen, (str(tokens.filename), tokens.dtype.str, self.length)
         return Windows, (np.asarray(tokens), self.length)
@@ -53,7 +52,6 @@ def segments(tokens: Tensor, eos: int) -> Tensor | None:
     A document starts at its `eos`; one at the start of a row opens document 0.
     """
     opens = tokens == eos
-    # Otherwise rows that start with a document and rows that do not would number their first document differently.
     # Otherwise rows that start with a document and rows that do not would number their first document differently.
     opens[:, 0] = False
     return opens.cumsum(1, dtype=torch.int32) if bool(opens.any()) else None
@@ -141,8 +139,8 @@ class ValidationBatches(Dataset[Batch]):
     ) -> None:
         if len(tokens) < length + 1:
             raise UserError(
-                f"the validation split has {len(tokens)} tokens, but one window needs {length} + 1. "
-                "Use more text, a larger val_fraction, or a shorter context."
+                f"the validation split has {len(tokens)} tokens, but one window needs {length} + 1\n"
+                f"    try: data.length={max(len(tokens) - 1, 1)}, a larger data.val_fraction, or more text"
             )
         if documents is None:
             starts = np.arange((len(tokens) - 1) // length, dtype=np.int64) * length
@@ -150,7 +148,6 @@ class ValidationBatches(Dataset[Batch]):
             starts = whole_rows(documents, len(tokens), length)
         every = len(starts)
         taken = min(every, max(1, val_tokens // length)) if val_tokens > 0 else every
-        # The products stay whole numbers, so that the same windows are taken on every machine.
         # The products stay whole numbers, so that the same windows are taken on every machine.
         self.starts: Positions = starts[np.arange(taken, dtype=np.int64) * every // taken]
         self.windows, self.batch = Windows(tokens, length), batch
@@ -180,7 +177,6 @@ class ValidationBatches(Dataset[Batch]):
         made = copy.copy(self)
         made.stride, starts = stride, np.arange(0, last + 1, stride, dtype=np.int64)
         # The last window keeps its place, or the targets at the end would differ from those without overlap.
-        # The last window keeps its place, or the targets at the end would differ from those without overlap.
         made.starts = starts if starts[-1] == last else np.append(starts, last)
         return made
 
@@ -194,7 +190,6 @@ class ValidationBatches(Dataset[Batch]):
         made = batch_of(self.windows(rows), self.eos, self.document_mask)
         if self.stride is None:
             return made
-        # The first window has none before it: all of its targets are new.
         # The first window has none before it: all of its targets are new.
         before = np.concatenate([[-self.windows.length], self.starts])[index * self.batch :][: len(rows)]
         new = torch.from_numpy(rows - before)[:, None]  # targets that the window before did not have

@@ -55,7 +55,6 @@ def get_or_build(folder: Path, build: Callable[[Path], Facts]) -> Facts:
             except DamagedFile as error:
                 log.warning("%s: %s The entry is rebuilt.", folder, error)
             # Without locks another process may be building here now: its folder is not ours to remove.
-            # Without locks another process may be building here now: its folder is not ours to remove.
             if alone:
                 _remove_stray(folder)
             return _build(folder, build)
@@ -68,7 +67,6 @@ def verify(folder: Path) -> Facts:
             raise MissingError(folder)
     meta = _read_meta(folder / META)
     with understood(folder / META):
-        # A folder that was copied or renamed holds what another key stands for, with correct digests.
         # A folder that was copied or renamed holds what another key stands for, with correct digests.
         if (meta["format"], meta["key"]) != (FORMAT, folder.name):
             raise DamagedFile(f"{META} belongs to {meta['key']}, format {meta['format']}.")
@@ -97,7 +95,6 @@ def _read_meta(path: Path) -> Facts:
 
 def _build(folder: Path, build: Callable[[Path], Facts]) -> Facts:
     # In the same folder, because a rename is atomic within one filesystem only; hidden, so that no listing shows it.
-    # In the same folder, because a rename is atomic within one filesystem only; hidden, so that no listing shows it.
     temp = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     try:
         make_folder(temp)
@@ -106,7 +103,6 @@ def _build(folder: Path, build: Callable[[Path], Facts]) -> Facts:
             files = {p.name: {"bytes": p.stat().st_size, "sha256": digest(p)} for p in sorted(temp.iterdir())}
         meta = {"format": FORMAT, "key": folder.name, "files": files, "facts": facts}
         write_bytes(temp / META, sealed(json.dumps(meta).encode()))
-        # `meta.json` is written last and the folder renamed after it: an entry that can be seen is complete.
         # `meta.json` is written last and the folder renamed after it: an entry that can be seen is complete.
         _commit(temp, folder)
     except BaseException:
@@ -146,7 +142,6 @@ def _remove_stray(folder: Path) -> None:
 def _locked(path: Path) -> Iterator[bool]:
     """Hold the lock file at `path`; yields False if the filesystem has no locks (the rename is atomic all the same)."""
     with explained("open the lock", path):
-        # Not "w", and never removed: a process that waits must lock the same file as the one that builds.
         # Not "w", and never removed: a process that waits must lock the same file as the one that builds.
         file = path.open("ab")
     with file:

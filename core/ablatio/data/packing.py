@@ -22,7 +22,6 @@ class ExampleOrder:
     def __init__(self, groups: Sequence[str], seed: int, cap: int | None = None) -> None:
         self.seed, self.cap = seed, cap
         # Sorted: the place of a group seeds its permutations, and must not depend on which example comes first.
-        # Sorted: the place of a group seeds its permutations, and must not depend on which example comes first.
         names = sorted(set(groups))
         place = np.array([names.index(g) for g in groups], dtype=np.int64)
         self.groups = [np.flatnonzero(place == i) for i in range(len(names))]
@@ -44,7 +43,6 @@ class ExampleOrder:
         first = epoch * count
         # Epochs walk through an endless series of permutations of the group, `count` members at a time.
         passes = range(first // n, (first + count - 1) // n + 1)
-        # `number + 1`, because SeedSequence takes [a, b] and [a, b, 0] for the same, and [seed, epoch] is the order's.
         # `number + 1`, because SeedSequence takes [a, b] and [a, b, 0] for the same, and [seed, epoch] is the order's.
         orders = np.concatenate([self._generator(p, number + 1).permutation(n) for p in passes])
         share: Positions = members[orders[first - passes.start * n :][:count]]

@@ -62,7 +62,6 @@ def _can_be_sent(method: Callable[[str], Any]) -> bool:
         log.info("runs in one process, as it cannot be sent to others: %s", error)
         return False
     # A process that is spawned imports modules by name, and has another `__main__`.
-    # A process that is spawned imports modules by name, and has another `__main__`.
     return type(getattr(method, "__self__", method)).__module__ != "__main__"
 
 
@@ -85,7 +84,6 @@ def _with_processes(method: Callable[[str], Any], tasks: Iterator[list[str]], wo
         pending: deque[Future[list[Any]]] = deque()
         for task in tasks:
             pending.append(pool.submit(_work, task))
-            # The oldest result is waited for, so that the order stays and texts do not pile up in memory.
             # The oldest result is waited for, so that the order stays and texts do not pile up in memory.
             if len(pending) >= workers * _PENDING:
                 yield pending.popleft().result()
@@ -117,13 +115,11 @@ def _with_ray(method: Callable[[str], Any], tasks: Iterator[list[str]], workers:
     context.enable_progress_bars, context.print_on_execution_start = False, False
 
     # A closure, which Ray pickles by value: its workers need not have the part's module.
-    # A closure, which Ray pickles by value: its workers need not have the part's module.
     def work(row: dict[str, Any]) -> dict[str, Any]:
         return {"number": row["number"], "found": _Found([method(text) for text in row["texts"]])}
 
     while window := [task for _, task in zip(range(_RAY_TASKS), tasks, strict=False)]:
         rows = ray.data.from_items([{"number": i, "texts": texts} for i, texts in enumerate(window)])
-        # Ray Data gives blocks back as they are finished.
         # Ray Data gives blocks back as they are finished.
         done = rows.map(work, concurrency=workers or None).take_all()
         for row in sorted(done, key=lambda row: row["number"]):

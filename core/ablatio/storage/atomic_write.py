@@ -52,7 +52,6 @@ def make_folder(path: str | Path) -> Path:
     path = _checked(path)
     with explained("make the folder", path):
         # A new folder lasts only once the folder that names it is flushed as well, from the outermost inwards.
-        # A new folder lasts only once the folder that names it is flushed as well, from the outermost inwards.
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in reversed(missing):
@@ -67,7 +66,6 @@ def write_bytes(path: str | Path, data: bytes) -> str:
 
 def write_text(path: str | Path, text: str) -> str:
     r"""`write_bytes` of UTF-8 text, newlines unchanged; a lone surrogate, which UTF-8 lacks, is written as \uXXXX."""
-    # Every text passes here, so a value of the environment can get into no file, whoever composed the text.
     # Every text passes here, so a value of the environment can get into no file, whoever composed the text.
     return write_bytes(path, redact(text).encode(errors="backslashreplace"))
 
@@ -111,7 +109,6 @@ def remove_stray(folder: str | Path) -> int:
     for path in _checked(folder).glob(_TEMP.format("*")):
         with suppress(OSError), path.open("r+b") as file:  # OSError: a live writer holds the lock, or the file is gone
             # The kernel drops the lock when the writer dies, even by `kill -9`: neither age nor pid has to tell.
-            # The kernel drops the lock when the writer dies, even by `kill -9`: neither age nor pid has to tell.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             count += 1
@@ -143,9 +140,7 @@ def write_pieces(path: Path, pieces: Iterable[Any], *, sync_folder: bool = True)
                 file.flush()
                 os.fsync(file.fileno())
                 # Renamed while the lock is held: `remove_stray` would take a free file for a dead writer's.
-                # Renamed while the lock is held: `remove_stray` would take a free file for a dead writer's.
                 temp.replace(path)
-        # An interrupt, too, must leave no half file behind.
         # An interrupt, too, must leave no half file behind.
         except BaseException:
             with suppress(OSError):
@@ -159,7 +154,6 @@ def write_pieces(path: Path, pieces: Iterable[Any], *, sync_folder: bool = True)
 def _open_temp(folder: Path) -> tuple[Path, BinaryIO]:
     """Create a file, locked while this process lives, so that `remove_stray` can tell it from a dead writer's."""
     while True:
-        # In the same folder, because a rename is atomic within one filesystem only.
         # In the same folder, because a rename is atomic within one filesystem only.
         temp = folder / _TEMP.format(secrets.token_hex(8))
         file = temp.open("xb")

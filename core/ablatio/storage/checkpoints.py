@@ -86,7 +86,6 @@ class Checkpoints:
         with explained("read", self.folder):
             found = [int(match[1]) for path in self.folder.iterdir() if (match := _MANIFEST.fullmatch(path.name))]
         # step-000000100.json has the number of a step, but it is not the name that this class writes.
-        # step-000000100.json has the number of a step, but it is not the name that this class writes.
         return sorted(step for step in set(found) if self._manifest_path(step).exists())
 
     def latest(self) -> int | None:
@@ -107,7 +106,6 @@ class Checkpoints:
         cannot be written.
         """
         info = dict(info or {})
-        # Whatever can be refused is refused here: a value that cannot be saved must not cost the previous checkpoint.
         # Whatever can be refused is refused here: a value that cannot be saved must not cost the previous checkpoint.
         structure, tensors = encode_state(dict(state))
         self._check(step, model, tensors, info)
@@ -131,7 +129,6 @@ class Checkpoints:
                 self._remove_leftovers()
             raise
         # What was hashed on its way to the disk need not be read again to be counted as valid.
-        # What was hashed on its way to the disk need not be read again to be counted as valid.
         self._verified.add(self._mark(step, revision, seal(text.encode())))
         self._prune(step)
         return self._manifest_path(step)
@@ -150,7 +147,6 @@ class Checkpoints:
             there = ", ".join(map(str, found))
             raise UserError(f"{self.folder} has no checkpoint of step {step}.\n    try: one of its steps: {there}")
         skipped: list[str] = []
-        # A step that was asked for by number is never replaced by an older one in silence.
         # A step that was asked for by number is never replaced by an older one in silence.
         for candidate in reversed(found) if step is None else [step]:
             try:
@@ -185,7 +181,6 @@ class Checkpoints:
         for name, tensor in model.items():
             check_tensor(tensor, name)
         # Other state may hold infinities rightly, such as a best loss that starts at inf.
-        # Other state may hold infinities rightly, such as a best loss that starts at inf.
         optimizer = {name: tensor for name, tensor in tensors.items() if name.startswith("state.optim")}
         for name, tensor in suspicious({**model, **optimizer}).items():
             if bad := count_non_finite(tensor):
@@ -215,7 +210,6 @@ class Checkpoints:
 
     def _mark(self, step: int, revision: int, known: str) -> tuple[str, ...]:
         """A value that changes if the manifest or a data file is rewritten; an unchanged step is not hashed again."""
-        # Hashing all kept checkpoints at each save would read gigabytes; inode, size and time tell a rewritten file.
         # Hashing all kept checkpoints at each save would read gigabytes; inode, size and time tell a rewritten file.
         stats = [self._data_path(step, revision, part).stat() for part in _PARTS]
         return (known, *(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}" for stat in stats))
@@ -247,7 +241,6 @@ class Checkpoints:
     def _refuse_rewind(self, step: int) -> None:
         for other in reversed(self.steps()):
             # A damaged later step does not count: `load` has skipped it, and the run continues from before.
-            # A damaged later step does not count: `load` has skipped it, and the run continues from before.
             if other > step and self._is_valid(other):
                 raise UserError(
                     f"{self.folder} already holds the later step {other}; `load` would return it instead of step "
@@ -260,7 +253,6 @@ class Checkpoints:
         with explained("tidy", self.folder / "step-*"):
             for path in list(self.folder.iterdir()):
                 match = _DATA.fullmatch(path.name)
-                # Only names of our own pattern: the folder may hold files of the user.
                 # Only names of our own pattern: the folder may hold files of the user.
                 lost = match and not path.is_dir() and not self._is_referenced(int(match[1]), 1 if match[2] else 0)
                 if lost:
@@ -276,13 +268,11 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         valid = 0
         # Damaged steps do not count towards `keep`, or they would push out the last one that can be loaded.
-        # Damaged steps do not count towards `keep`, or they would push out the last one that can be loaded.
         for step in reversed([step for step in self.steps() if step <= newest]):
             if valid < self.keep:
                 valid += self._is_valid(step)
             elif self._removable(step):
                 with explained("remove", self._manifest_path(step)):
-                    # The manifest goes first: data without one are leftovers, a manifest without data would be damage.
                     # The manifest goes first: data without one are leftovers, a manifest without data would be damage.
                     self._manifest_path(step).unlink(missing_ok=True)
         self._remove_leftovers()

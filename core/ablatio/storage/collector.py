@@ -21,7 +21,6 @@ def collect_seldom() -> None:
 def collect_in_training() -> None:
     """End of `collect_seldom`: what was imported is not looked at again, and garbage is collected as it is made."""
     # A caller that has set thresholds of its own keeps them.
-    # A caller that has set thresholds of its own keeps them.
     if gc.get_threshold() == _AT_IMPORT:
         gc.freeze()
         gc.set_threshold(*_IN_TRAINING)

@@ -20,7 +20,6 @@ def training(ended: bool) -> None:
 def early_stops() -> Iterator[None]:
     """Raise Stopped at a stop signal while no loop has handlers of its own.  Only the main thread can do this."""
     # Python lets only the main thread install handlers; elsewhere the program that called us handles signals.
-    # Python lets only the main thread install handlers; elsewhere the program that called us handles signals.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

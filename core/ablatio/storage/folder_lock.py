@@ -20,7 +20,6 @@ from ablatio.storage.atomic_write import explained
 from ablatio.storage.process import is_alive, this_process
 
 # What filesystems without locks answer: NFS without a lock daemon, and some FUSE and cluster filesystems.
-# What filesystems without locks answer: NFS without a lock daemon, and some FUSE and cluster filesystems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of the lock files of this process -> its pid
 
@@ -55,7 +54,6 @@ def own(path: Path) -> Iterator[Owner | None]:
         other = _own_owner(path)
         if other is None:
             # Not "w": that would empty the file, and with it the owner's name, before the lock is ours.
-            # Not "w": that would empty the file, and with it the owner's name, before the lock is ours.
             file = path.open("a+", encoding="utf-8")
     if file is None:
         yield other
@@ -69,7 +67,6 @@ def own(path: Path) -> Iterator[Owner | None]:
             yield other
             return
         key = _key(path)
-        # POSIX locks never conflict within one process, so that a second owner in this one has to be noticed here.
         # POSIX locks never conflict within one process, so that a second owner in this one has to be noticed here.
         _held[key] = os.getpid()
         try:
@@ -93,7 +90,6 @@ def owner_of(path: Path) -> Owner | None:
             return None
         with file:
             # An exclusive lock needs a file that is open for writing, which a reader may not be permitted.
-            # An exclusive lock needs a file that is open for writing, which a reader may not be permitted.
             return None if _lock(file, fcntl.LOCK_SH, path) else _named(path)
 
 
@@ -107,7 +103,6 @@ def _lock(file: TextIO, kind: int, path: Path) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         owner = _name_in(path)
-        # `is False`: of a process on another machine nothing is known, so the folder counts as owned.
         # `is False`: of a process on another machine nothing is known, so the folder counts as owned.
         return owner is None or is_alive(owner.pid, owner.host, owner.start) is False
     return True

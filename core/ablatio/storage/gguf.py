@@ -49,12 +49,12 @@ def convert(path: Path, folder: Path) -> None:
 
     if field("general.architecture") != "llama" or field("tokenizer.ggml.model") != "gpt2":
         came = f"{field('general.architecture')} with tokenizer {field('tokenizer.ggml.model')}"
-        raise UserError(f"{path.name} holds {came}; expected a llama model with a gpt2 (byte-level BPE) tokenizer")
+        raise UserError(f"{path.name} holds {came}; expected a llama model with a gpt2 (byte-level BPE) tokenizer"
+                        "\n    try: ablatio fetch smollm2")  # fmt: skip
     heads, groups = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
     tensors: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         name = _name(tensor.name)
-        # A copy: what `dequantize` returns may be a view of the mapped file.
         # A copy: what `dequantize` returns may be a view of the mapped file.
         weight = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
         rotated_heads = {"q_proj": heads, "k_proj": groups}.get(name.split(".")[-2])
@@ -64,7 +64,6 @@ def convert(path: Path, folder: Path) -> None:
     write_pieces(folder / "model.safetensors", pieces)
     special_ids = {key: field(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
     tokens, kinds = field("tokenizer.ggml.tokens"), field("tokenizer.ggml.token_type")
-    # SmolLM2 splits numbers into digits before BPE; its name is the only trace of that in the file.
     # SmolLM2 splits numbers into digits before BPE; its name is the only trace of that in the file.
     tokenizer = _tokenizer(
         tokens, kinds, field("tokenizer.ggml.merges"), digits=field("tokenizer.ggml.pre") == "smollm"
@@ -117,7 +116,6 @@ def _tokenizer(tokens: list[str], kinds: list[int], merges: list[str], *, digits
     single = [hf.pre_tokenizers.Digits(individual_digits=True)] if digits else []
     model.pre_tokenizer = hf.pre_tokenizers.Sequence([*single, by_byte])
     model.decoder = hf.decoders.ByteLevel()
-    # Otherwise "<|im_end|>" in a text would be cut into ordinary pieces.
     # Otherwise "<|im_end|>" in a text would be cut into ordinary pieces.
     model.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL])
     return model

@@ -46,7 +46,9 @@ def fetch(name: str) -> Path:
     from the recorded digest.
     """
     if name not in MODELS:
-        raise UserError(f"there is no model {name}{did_you_mean(name, MODELS)}\n    there are {', '.join(MODELS)}")
+        raise UserError(
+            f"there is no model {name}{did_you_mean(name, MODELS)}\n    try: ablatio fetch {next(iter(MODELS))}"
+        )
     model = MODELS[name]
     folder = place_of(name)
     if verified(folder):

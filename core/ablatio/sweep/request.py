@@ -75,10 +75,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
     if extended(overrides):
-        raise UserError(
-            "extend= continues one run, so it has no arms\
-    try: ablatio train extend=..., without -m"
-        )
+        raise UserError("extend= continues one run, so it has no arms\n    try: ablatio train extend=..., without -m")
     yaml_files.take_in(overrides)
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
@@ -171,7 +168,9 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     files = yaml_files.options_of(yaml_files.SWEEP)
     if name not in files:
         why = yaml_files.why_left_out(yaml_files.SWEEP, name) or did_you_mean(name, files)
-        raise UserError(f"there is no sweep {name}{why}\n    there are {', '.join(files) or 'none'}")
+        raise UserError(
+            f"there is no sweep {name}{why}\n    there are {', '.join(files) or 'none'}\n    try: ablatio list sweep"
+        )
     return files[name].name, files[name].read().get("sweep") or {}
 
 

@@ -17,6 +17,7 @@ from ablatio.errors import DamagedFile, UserError
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 from ablatio_std.tokenizers._sentencepiece import SentencePiece
 
+HINT = "\n    try: ablatio fetch smollm2"
 _AT_ONCE = 64  # texts per batch: the library keeps over a hundred bytes of memory per token
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")  # end-of-document tokens tried in this order
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # SentencePiece's notation of a byte that is not a whole character
@@ -173,14 +174,14 @@ def pretrained(
         raise UserError(
             f"tokenizer.path{f': there is no {file}' if path else ' is empty'}; expected the folder of a run or a "
             "model, or a file tokenizer.json or tokenizer.model"
-            "\n    try: ablatio fetch smollm2"
+            f"{HINT}"
         )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
+        raise UserError(f"{file} is not JSON: {error}{HINT}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{file} holds a {type(data).__name__}; expected a tokenizer")
+        raise UserError(f"{file} holds a {type(data).__name__}; expected a tokenizer{HINT}")
     adds = _added_by_config(file.parent)
     if "state" in data:  # written by a run: name and knobs of the option, and its trained state
         if data["name"] != "pretrained":
@@ -194,7 +195,7 @@ def pretrained(
     try:
         model = hf.Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # the library raises plain Exceptions for files that it cannot parse
-        raise UserError(f"{file} cannot be read as a tokenizer: {error}") from None
+        raise UserError(f"{file} cannot be read as a tokenizer: {error}{HINT}") from None
     return Fast(model, eos, _answer_end(file.parent), str(file), adds)
 
 

@@ -67,7 +67,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"    try: ablatio export RUN --adapter {shell_word(folder)}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{folder / INDEX} cannot be read: {error}") from None
+        raise DamagedFile(f"{folder / INDEX} cannot be read: {error}\n"
+                          f"    try: ablatio export RUN --adapter {shell_word(folder)}-2") from None  # fmt: skip
     return index, read_tensors(folder / TENSORS, record)
 
 

@@ -116,7 +116,6 @@ def search_of(findings: Findings) -> Search | None:
     sign = 1 if findings.better == "low" else -1
     ordered = sorted(trials, key=lambda t: math.inf if t.score is None else sign * t.score)
     # Trials of a study that tunes each arm by itself choose a rate, and are no search over the axes.
-    # Trials of a study that tunes each arm by itself choose a rate, and are no search over the axes.
     searched = any(r.role in ("trial", "rung") for r in table.runs) and not table.study.tuned
     seed = table.study.trial_seed if searched else None
     return Search(findings.metric, findings.better, knobs, tuple(ordered), seed, stopped, not searched)
@@ -133,7 +132,6 @@ def _scale(axis: Axis) -> str:
     numbers = [x for value in axis.values if (x := _number(value)) is not None]
     if len(numbers) < len(axis.values):
         return "words"
-    # Listed values say no scale; values over more than a decade are meant as factors.
     # Listed values say no scale; values over more than a decade are meant as factors.
     return "log" if min(numbers) > 0 and max(numbers) >= 20 * min(numbers) else "linear"
 
@@ -177,7 +175,6 @@ def _trials(table: Table, metric: str, knobs: Sequence[Knob]) -> tuple[list[Sear
 
 
 def _trial(runs: Sequence[Run], finals: Sequence[Run], metric: str) -> SearchTrial:
-    # The mean of the seeds that are left would rank a combination that diverges above a sound one.
     # The mean of the seeds that are left would rank a combination that diverges above a sound one.
     lost = any(not r.done or metric not in r.scores for r in runs)
     done = [r.scores[metric] for r in finals if r.done and metric in r.scores]

@@ -51,7 +51,6 @@ def with_best(values: ArrayLike, planned: int | None = None, alpha: float = 0.05
     x = np.asarray(values, dtype=np.float64)
     seeds, k = x.shape
     # Arms without a result were part of the question: leaving them out would make the other claims easier.
-    # Arms without a result were part of the question: leaving them out would make the other claims easier.
     m = max(k, planned or k)
     means = x.mean(0)
     order = np.argsort(means, kind="stable")
@@ -59,7 +58,6 @@ def with_best(values: ArrayLike, planned: int | None = None, alpha: float = 0.05
     gap = means - np.where(np.arange(k) == top, means[order[1]], means[top])
     df = (seeds - 1) * (k - 1)
     error = math.sqrt(2 * float((residuals(x) ** 2).sum()) / df / seeds) if df else 0.0
-    # Equal arms, or arms with one constant gap: their difference is known, but no noise to test it against.
     # Equal arms, or arms with one constant gap: their difference is known, but no noise to test it against.
     nothing = ROUNDING * float(np.abs(x).max())
     if error <= nothing:
@@ -74,10 +72,8 @@ def with_best(values: ArrayLike, planned: int | None = None, alpha: float = 0.05
         visible = error * _noncentrality(critical(m, m, df, alpha), df)
     else:
         # Which arm is the best is not known: the best of m - 1 rivals is paid for by Bonferroni, the arms by Holm.
-        # Which arm is the best is not known: the best of m - 1 rivals is paid for by Bonferroni, the arms by Holm.
         p = holm([*np.minimum(1.0, (m - 1) * own.min(1)), *[math.nan] * (m - k)])[:k]
         reach = sd / math.sqrt(seeds) * -float(special.stdtrit(seeds - 1, alpha / (m - 1)))
-        # The first step of that procedure, as a plan has to assume.
         # The first step of that procedure, as a plan has to assume.
         limit = -float(special.stdtrit(seeds - 1, alpha / (m * (m - 1))))
         visible = float(np.median(np.delete(sd[:, top], top))) / math.sqrt(seeds) * _noncentrality(limit, seeds - 1)
@@ -123,10 +119,8 @@ def beyond(limit: float, s: int, k: int, df: int) -> float:
     """
     place, weights = _nodes(120)
     # Beyond 9 standard deviations the normal density is below 1e-17.
-    # Beyond 9 standard deviations the normal density is below 1e-17.
     u, density = 9 * place, 9 * weights * np.exp(-((9 * place) ** 2) / 2) / math.sqrt(2 * math.pi)
     share, share_weights = _nodes(60)
-    # At quantiles of chi^2 and not at values of S, so that the same nodes fit any number of degrees of freedom.
     # At quantiles of chi^2 and not at values of S, so that the same nodes fit any number of degrees of freedom.
     spread = np.sqrt(special.chdtri(df, 0.5 - share / 2) / df)[:, None]
     above = special.ndtr(-u)
@@ -146,7 +140,6 @@ def critical(s: int, k: int, df: int, alpha: float) -> float:
     """Limit that `beyond` exceeds with probability alpha."""
     from scipy.optimize import brentq
 
-    # Doubled until it lies beyond the root: with one degree of freedom the limit exceeds any fixed bracket.
     # Doubled until it lies beyond the root: with one degree of freedom the limit exceeds any fixed bracket.
     high = 4.0
     while beyond(high, s, k, df) > alpha:

@@ -172,7 +172,6 @@ def compare(
     applied: Correction = "holm" if unequal else correction
     corrected = _corrected(values, names, [d.p for d in found], applied)
     # Also for Benjamini-Hochberg: power and intervals are planned for the strictest of its thresholds.
-    # Also for Benjamini-Hochberg: power and intervals are planned for the strictest of its thresholds.
     family = 1 if correction == "none" else len(names)
     pairs = [
         _pair(a, b, values, (difference, sign), p, family, better, alpha)
@@ -206,7 +205,6 @@ def compare_with_best(values: Values, *, better: Better = "low", alpha: float = 
     def difference(i: int) -> Difference:
         low, high = sorted((sign * found.low[i], sign * found.high[i]))
         sd = float((table[:, i] - table[:, found.top]).std(ddof=1))
-        # The residue of rounding would be shown as a difference between arms that gave the same numbers.
         # The residue of rounding would be shown as a difference between arms that gave the same numbers.
         gap = 0.0 if sd == 0 and found.p[i] == 1 else sign * found.gap[i]
         return Difference(gap, low, high, found.p[i], len(seeds), sd, WITH_BEST)
@@ -261,7 +259,6 @@ def _skew_to_correct(
     if method not in ("t", "skewed"):
         return {}
     gaps = {(a, b): _gaps(values[a], values[b]) for a, b in names}
-    # Differences to one baseline share its skewness, so they tell of each other; pairs of different arms do not.
     # Differences to one baseline share its skewness, so they tell of each other; pairs of different arms do not.
     others = [skewness(of) for of in gaps.values()] if baseline is not None else []
     found = {}
