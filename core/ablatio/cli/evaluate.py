@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatio.cli.commands import parser, refuse_other_flags
 from ablatio.errors import UserError
+from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.study import STUDY
 
@@ -122,10 +123,19 @@ def _overrides(words: Sequence[str]) -> list[str]:
         if not word.startswith(TASK):
             found.append(word)
         elif name.endswith(SUFFIXES):
-            found += ["eval=[task_file]", f"eval.task_file.path={name}"]
+            part = _task_reader()
+            found += [f"eval=[{part}]", f"eval.{part}.path={name}"]
         else:
             found.append(f"eval=[{name}]")
     return found
+
+
+def _task_reader() -> str:
+    """Name of the evaluation that reads task files (fact `reads_tasks`)."""
+    found = [entry.name for entry in REGISTRIES["eval"] if entry.facts["reads_tasks"]]
+    if not found:
+        raise UserError("no installed evaluation reads task files\n    try: ablatio list eval")
+    return found[0]
 
 
 def _lm_eval(args: argparse.Namespace) -> int:

@@ -96,11 +96,9 @@ def _reader(*names: str) -> Callable[[Reader], Reader]:
 @_reader("llama", "mistral", "qwen2", "qwen3")
 def _llama(theirs: Settings) -> dict[str, Any]:
     kind, heads = theirs["model_type"], theirs["num_attention_heads"]
-    # Of the other families transformers does not use the two, or has no place for one of them.
+    _refuse_biases(theirs)
     if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind in ("llama", "smollm3"):
         raise UserError("attention_bias and mlp_bias differ; ablatio has biases in both or in neither")
-    if kind == "qwen3" and theirs.get("attention_bias"):
-        raise UserError("attention_bias of qwen3 cannot be read: it has biases in o_proj and none in its MLP")
     eps = theirs.get("rms_norm_eps", 1e-6)
     if kind == "qwen3" and eps != HEAD_NORM_EPS:
         raise UserError(
@@ -132,6 +130,23 @@ def _llama(theirs: Settings) -> dict[str, Any]:
             "bias": bool(theirs.get("mlp_bias", False)),
         },
     }
+
+
+def _refuse_biases(theirs: Settings) -> None:
+    """Raise UserError for biases that the family has in transformers and not here, or here and not in transformers."""
+    kind, given = theirs["model_type"], {key: theirs.get(key) for key in ("attention_bias", "mlp_bias")}
+    if kind == "qwen3" and given["attention_bias"]:
+        raise UserError("attention_bias of qwen3 cannot be read: it has biases in o_proj and none in its MLP")
+    # transformers reads them for llama and smollm3 alone: mistral has no biases, qwen2 those of queries, keys, values.
+    fixed = {"mistral": {"attention_bias": False}, "qwen2": {"attention_bias": True}}.get(kind, {})
+    if kind in ("mistral", "qwen2", "qwen3"):
+        fixed = {**fixed, "mlp_bias": False}
+    for key, value in fixed.items():
+        if given[key] is not None and bool(given[key]) != value:
+            raise UserError(
+                f"{key}={given[key]} of {kind} cannot be read: transformers does not use it there\n"
+                "    try: delete it from config.json if the model was trained without it"
+            )
 
 
 @_reader("smollm3")
