@@ -84,7 +84,7 @@ def refuse_other_flags(
     left = list(words)
     for name in wrong:
         left = _without_flag(left, flags[name])
-    known = f", which has {', '.join(shown[name] for name in uses[use])}" if uses[use] else ""
+    known = f" (flags of this use: {', '.join(shown[name] for name in uses[use])})" if uses[use] else ""
     command = " ".join([str(options.prog), *map(shell_word, left)])
     raise UserError(f"{shown[wrong[0]]} has no effect {use}{known}\n    try: {command}")
 

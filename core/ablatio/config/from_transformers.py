@@ -4,7 +4,6 @@ Each reader takes the transformers settings of one model family and returns ours
 Nothing here imports torch, because a command line is composed from it.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from ablatio.config.transformers_parts import (
     rope,
     windows,
 )  # fmt: skip
-from ablatio.errors import UserError
+from ablatio.errors import DamagedFile, UserError
+from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 
 Reader = Callable[[ReadSettings], dict[str, Any]]
@@ -36,8 +36,8 @@ HEAD_NORM_EPS = 1e-6  # of norm=rmsnorm in attention.qk_norm, which has its defa
 def refuse_code(folder: Path) -> None:
     """Raise UserError if a model folder contains code or refers to it: only installed code runs."""
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if found := [key for key in CODE_KEYS if isinstance(data, dict) and data.get(key)]:
+        data = _object(path) if path.exists() else {}
+        if found := [key for key in CODE_KEYS if data.get(key)]:
             raise UserError(f"{path} has `{found[0]}`, which refers to code; only installed code runs{HINT}")
     if files := sorted(p.name for p in folder.glob("*") if p.suffix in CODE_FILES):
         raise UserError(
@@ -46,19 +46,25 @@ def refuse_code(folder: Path) -> None:
         )
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; FileNotFoundError, or UserError for everything else."""
+    try:
+        return read_object(path)
+    except DamagedFile as error:
+        raise UserError(f"{error}{HINT}") from None
+
+
 def read(folder: Path) -> dict[str, Any]:
     """Config of the model in `folder`: {"norm": {"name": "rmsnorm", ...}, ..., "model": {"d_model": 576, ...}}."""
     refuse_code(folder)
     path = folder / "config.json"
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(theirs["model_type"])
+        theirs = _object(path)
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a model folder: no config.json\n    try: ls {shell_word(folder.parent)}"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a model config ({type(error).__name__}: {error}){HINT}") from None
+    kind = str(theirs.get("model_type"))
     if kind not in READERS:
         raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}{HINT}")
     settings = ReadSettings(theirs)
@@ -72,8 +78,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {text}{'' if 'try: ' in text else HINT}") from None
     except KeyError as error:
         raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs{HINT}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: a setting has a value of another type than expected: {error}{HINT}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: a setting has another value than expected: {error}{HINT}") from None
     settings.read.add("vocab_size")
     refuse_unread(settings, str(path))
     usual = {"placement": "pre", "mlp": "dense", "block": "sequential", "architecture": "causal", "objective": "lm"}

@@ -73,7 +73,7 @@ def verified(folder: Path) -> bool:
     path = folder / VERIFIED
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")) == _digests(folder))
-    except (OSError, ValueError, EnvironmentFault):
+    except (OSError, ValueError, RecursionError, EnvironmentFault):
         return False
 
 

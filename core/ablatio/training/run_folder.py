@@ -225,8 +225,8 @@ def _refuse_missing_parts(config: Mapping[str, Any], folder: Path) -> None:
     if not missing:
         return
     try:
-        recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["code"]["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        recorded = dict(read_object(folder / "manifest.json")["code"]["parts"])
+    except (OSError, ValueError, KeyError, TypeError, EnvironmentFault):
         recorded = {}
     kind, name = missing[0]
     record = recorded.get(f"{kind}/{name}", {})
