@@ -4,14 +4,15 @@
     python docs/tools/papers.py --online   asks arXiv for the title of each id, too
 
 It ends with code 1 if a part cites a source that is not in the table (look the title up, compare it with the part, and
-add a line), if a line is cited by no part, or if arXiv has another title.
+add a line), if a line is cited by no part, or if arXiv has another title or none; with code 5 if arXiv does not answer.
 """
 
 import re
 import sys
+import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -34,19 +35,35 @@ def cited() -> dict[str, list[str]]:
     return found
 
 
-def titles_at_arxiv(ids: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(id, title), in batches."""
+def titles_at_arxiv(ids: Sequence[str]) -> dict[str, str]:
+    """Titles by id, asked for in batches; an id that arXiv does not know is left out."""
+    found: dict[str, str] = {}
     for start in range(0, len(ids), BATCH):
         with urllib.request.urlopen(API + ",".join(ids[start : start + BATCH]), timeout=60) as answer:
-            tree = ElementTree.fromstring(answer.read())
-        for entry in tree.iter(f"{ATOM}entry"):
-            place, title = entry.findtext(f"{ATOM}id", ""), entry.findtext(f"{ATOM}title", "")
-            yield place.rpartition("/")[2].partition("v")[0], title
+            found |= titles_in(answer.read())
+    return found
+
+
+def titles_in(answer: bytes) -> dict[str, str]:
+    """Titles by id, without the number of a version, in an answer of arXiv's API (an Atom feed)."""
+    entries = ElementTree.fromstring(answer).iter(f"{ATOM}entry")
+    placed = [(entry.findtext(f"{ATOM}id", ""), entry.findtext(f"{ATOM}title", "")) for entry in entries]
+    return {place.rpartition("/")[2].partition("v")[0]: " ".join(title.split()) for place, title in placed}
 
 
 def plain(title: str) -> str:
     """A title without case, punctuation and spaces."""
     return re.sub(r"\W+", "", title).lower()
+
+
+def other_titles(table: Mapping[str, str], ids: Sequence[str]) -> Iterator[str]:
+    """A line for each id that arXiv does not know or has another title for; ids without a title here count, too."""
+    found = titles_at_arxiv(ids)
+    for source in ids:
+        theirs, ours = plain(found.get(source, "")), plain(table.get(source, ""))
+        # A later version may have a longer title.
+        if not (theirs and ours and (theirs.startswith(ours) or ours.startswith(theirs))):
+            yield f"{source}: arXiv has {found.get(source, 'no such paper')}"
 
 
 def main(online: bool) -> int:
@@ -57,11 +74,14 @@ def main(online: bool) -> int:
         print(f"{source}  {table.get(source, '-')}: {' '.join(parts.get(source, ['-']))}")
         wrong += source not in table or source not in parts
     if online:
-        for source, title in titles_at_arxiv([s for s in parts if re.fullmatch(r"\d{4}\.\d{4,5}", s)]):
-            # A later version may have a longer title.
-            if not (plain(title).startswith(plain(table[source])) or plain(table[source]).startswith(plain(title))):
-                print(f"{source}: arXiv has {' '.join(title.split())}")
+        try:
+            for line in other_titles(table, [s for s in parts if re.fullmatch(r"\d{4}\.\d{4,5}", s)]):
+                print(line)
                 wrong += 1
+        except (OSError, ElementTree.ParseError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            print(f"arXiv gave no answer that can be read: {reason}\n    try: python {sys.argv[0]}", file=sys.stderr)
+            return 5
     print(f"{len(parts)} sources of {sum(map(len, parts.values()))} parts, {wrong} to look at")
     return min(wrong, 1)
 

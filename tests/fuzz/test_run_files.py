@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers as hf
 from helpers.studies import Fake, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ablatio import tokenizers
+from ablatio.config import from_transformers
 from ablatio.config.compose import compose_run
 from ablatio.errors import AblatioError, DamagedFile
+from ablatio.model.peft.adapter_files import read_adapter
 from ablatio.report.analysis.findings import find
 from ablatio.report.read.table import read_table
 from ablatio.storage.json_files import parse_object, read_object
+from ablatio.sweep.recipes.run import read as recipe
 from ablatio.sweep.study import Study, read_job
 from ablatio.training.metrics_csv import MetricsFile
 from ablatio.training.run_folder import read_run
 from ablatio.training.samples_file import SamplesFile
 
-EDITS = 60  # of each file
+EDITS, ALL = 60, 300  # of each file in the usual selection, and with `--select all`
 ODD: list[Any] = [None, True, -1, 0, 10**30, 1e308, float("nan"), "", "\ud800", "x" * 1000, [], {}, [[]], {"a": 1}]
 
 
@@ -79,6 +84,49 @@ def _first(folder: Path) -> Path:
     return min((folder / "runs").iterdir())
 
 
+def _beside(name: str, data: Any) -> Callable[[Path], Path]:
+    """A file in a folder of its own beside the runs."""
+
+    def place(folder: Path) -> Path:
+        path = folder.parent / "beside" / name.replace("/", "-") / name.rpartition("/")[2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(data))
+        return path
+
+    return place
+
+
+def _tokenizer(folder: Path, path: Path) -> object:
+    return tokenizers.build("pretrained", {"path": str(path.parent)})
+
+
+def _with_tokenizer(name: str, data: Any) -> Callable[[Path], Path]:
+    """A file beside the tokenizer.json of the library tokenizers."""
+
+    def place(folder: Path) -> Path:
+        path = _beside(name, data)(folder)
+        vocab = {"a": 0, "</s>": 1}
+        made = hf.Tokenizer(hf.models.WordLevel(vocab, unk_token="a"))
+        made.add_special_tokens(["</s>"])
+        if name != "tokenizer.json":
+            made.save(str(path.parent / "tokenizer.json"))
+        elif data is None:
+            made.save(str(path))
+        return path
+
+    return place
+
+
+ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA = {
+    "model_type": "llama", "vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rope_parameters": ROPE,
+}  # fmt: skip
+BYTES = {"name": "bytes", "knobs": {}, "state": '{"tokenizer": "bytes"}'}
+STAGE = {"stage": "sft", "folder": "01-sft", "takes": [], "run": "abc"}
+TENSORS = {"sha256": "a", "bytes": 3, "names": []}
+ADAPTER = {"format": 1, "peft": {"name": "lora"}, "base": "a", "of": "", "tensors": TENSORS}
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path, Path], object]]] = {
     "config.json": (lambda f: _first(f) / "config.json", lambda f, path: read_run(path.parent)),
     "manifest.json": (lambda f: _first(f) / "manifest.json", lambda f, path: read_object(path)),
@@ -86,26 +134,43 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path, Path], object]]
     "samples.jsonl": (lambda f: _first(f) / "samples.jsonl", lambda f, path: SamplesFile(path).compared()),
     "job": (lambda f: min((f / "jobs").iterdir()), lambda f, path: read_job(f, path.stem)),
     "study.json": (lambda f: f / "study.json", lambda f, path: Study.read(f)),
+    "metrics as a frame": (lambda f: _first(f) / "metrics.csv", lambda f, path: _frame(path)),
+    "run.tokenizer": (_beside("tokenizer.json", BYTES), _tokenizer),
+    "transformers tokenizer": (_with_tokenizer("own/tokenizer.json", None), _tokenizer),
+    "tokenizer_config.json": (_with_tokenizer("tokenizer_config.json", {"eos_token": "</s>"}), _tokenizer),
+    "transformers config": (_beside("config.json", LLAMA), lambda f, path: from_transformers.read(path.parent)),
+    "recipe.json": (_beside("recipe.json", {"overrides": ["a=1"], "stages": [STAGE]}), lambda f, p: recipe(p.parent)),
+    "adapter.json": (_beside("adapter.json", ADAPTER), lambda f, path: read_adapter(path.parent)),
 }
 
 
+def _frame(path: Path) -> object:
+    from ablatio.api.run_folder import RunFolder
+
+    run = RunFolder.__new__(RunFolder)
+    run.folder = path.parent
+    return run.metrics
+
+
 @pytest.mark.parametrize("name", READERS)
-def test_a_reader_says_in_one_line_what_it_expected(study: Path, name: str) -> None:
+@pytest.mark.parametrize("edits", [EDITS, pytest.param(ALL, marks=pytest.mark.long)])
+def test_a_reader_says_in_one_line_what_it_expected(study: Path, name: str, edits: int) -> None:
     where, read = READERS[name]
     path = where(study)
     good, rng, refused = path.read_bytes(), random.Random(name), 0
     try:
-        for _ in range(EDITS):
+        for _ in range(edits):
             path.write_bytes(edited(good, rng))
             try:
                 read(study, path)
             except AblatioError as error:
                 refused += 1
-                assert str(path) in str(error) or name == "config.json", error
+                assert str(path.parent) in str(error) or name == "config.json", error
     finally:
         path.write_bytes(good)
     assert refused > 5, "edits that a reader cannot use are refused, not taken"
-    read(study, path)
+    if name != "adapter.json":  # which has no tensors here
+        read(study, path)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "manifest.json", "config.json", "metrics.csv", "study.json", "job"])

@@ -111,6 +111,26 @@ def test_settings_that_are_read(tmp_path: Path, form: str) -> None:
     torch.testing.assert_close(came, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "read"),
+    [
+        ("Mistral", {"attention_bias": True}, False), ("Mistral", {"attention_bias": False}, True),
+        ("Qwen2", {"attention_bias": False}, False), ("Qwen2", {"attention_bias": True}, True),
+        ("Mistral", {"mlp_bias": True}, False), ("Qwen2", {"mlp_bias": True}, False),
+        ("Qwen3", {"mlp_bias": True, "head_dim": 8}, False), ("Qwen2", {"mlp_bias": False}, True),
+    ],
+)  # fmt: skip
+def test_biases_that_the_family_does_not_have(tmp_path: Path, name: str, setting: dict[str, Any], read: bool) -> None:
+    """transformers ignores the setting; a config that says otherwise is of another model than its tensors."""
+    default_config(tmp_path, name)
+    change(tmp_path, **({"rms_norm_eps": 1e-6} | setting))
+    if read:
+        assert from_transformers.read(tmp_path)["model"]["bias"] is False
+        return
+    with pytest.raises(UserError, match=rf"{next(iter(setting))}=(?s:.*)\n    try: "):
+        from_transformers.read(tmp_path)
+
+
 @pytest.mark.parametrize("form", REFUSED)
 def test_settings_that_are_refused(tmp_path: Path, form: str) -> None:
     name, settings, said = REFUSED[form]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ablatio.report.analysis.findings import find
 from ablatio.report.html.page_data import content
 from ablatio.report.read.stages import ordered, stages_of
 from ablatio.report.read.table import read_table
+from ablatio.report.watch import fingerprint
 from ablatio.sweep.study import JOBS, Job, Study, run_folder, write_job
 
 KL = "stages.ppo.alignment.kl_coef"
@@ -132,3 +134,31 @@ def test_unfinished_recipe_can_be_reported(tmp_path: Path) -> None:
     assert [(s.name, s.done) for s in stages_of(found.table.runs)] == [("sft", 1), ("ppo", 0)]
     (folder / "recipe.json").write_text("{")
     assert "recipe.json cannot be read" in read_table([folder]).notes[0]
+
+
+OPENED: list[str] | None = None
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if OPENED is not None and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+@pytest.mark.parametrize("what", ["study", "recipe"])
+def test_all_that_a_report_reads_is_watched(
+    what: str, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle is the interpreter's own audit of opened files."""
+    folder = sweep if what == "study" else write_recipe(tmp_path / "one", "0.1", 0.6)
+    sys.addaudithook(_note_opened)  # cannot be removed; without a list it notes nothing
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", [])
+    find(read_table([folder]))
+    opened = {Path(path) for path in OPENED or () if path.startswith(str(folder))}
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", None)
+    written_once = {"manifest.json"} | {path.name for path in (sweep / JOBS).iterdir()}
+    read = [path for path in opened if path.is_file() and path.name not in written_once]
+    assert {path.name for path in read} >= {"config.json", f"{what}.json"}
+    for path in read:
+        before = fingerprint([folder])
+        path.write_bytes(path.read_bytes() + b" ")
+        assert fingerprint([folder]) != before, path

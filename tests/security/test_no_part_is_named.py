@@ -1,6 +1,7 @@
 """The core names no part: what it needs to know about a part is a fact that the part declares."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ COMMON_WORDS = {
     "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position", "second",
     "task", "json", "table", "dataset", "parquet", "accuracy", "evaluate", "judge", "memory", "sample", "win_rate",
     "difficulty", "perplexity", "ray", "stages", "target", "weights", "context", "damaged", "repeated", "tensor",
+    "temperature",
 }  # fmt: skip
 
 
@@ -76,6 +78,29 @@ def is_key(node: ast.Constant, parent: ast.AST) -> bool:
     return isinstance(parent, ast.Call) and ast.unparse(parent.func).endswith((".get", ".pop", "field"))
 
 
+# `eval=[task_file]`, `eval.task_file.path=`: a setting that is made here, not an example within a sentence.
+SETTING = re.compile(r"[+~]?([a-z_]+)(?:\.([a-z_0-9]+)[a-z_0-9.]*)?=?\[?([a-z_0-9,]*)")
+
+
+def sets_a_part(node: ast.Constant) -> bool:
+    """True for an override, or its beginning, that chooses a part or sets the knob of one that it names."""
+    found = SETTING.match(node.value)
+    if found is None or re.search(r"\s", node.value) or found[1] not in REGISTRIES or found.end() == len(found[1]):
+        return False
+    registry = REGISTRIES[found[1]]
+    chosen = [*found[3].split(","), *([found[2]] if registry.multiple and found[2] else [])]
+    return any(name in registry.entries for name in chosen)
+
+
+def in_a_rule(node: ast.Constant, parent: ast.AST, names: set[str]) -> list[str]:
+    """Parts that an expression of a rule names, quoted or as a setting; values of facts may have the same name."""
+    if not isinstance(parent, ast.keyword) or parent.arg not in ("when", "why", "fix"):
+        return []
+    text = re.sub(r"facts\.[\w.]+ [!=]= '\w+'", "", node.value)
+    quoted = re.findall(r"'(\w+)'", text) + [n for many in re.findall(r"=\[?([\w,]+)", text) for n in many.split(",")]
+    return [name for name in quoted if name in names and name not in COMMON_WORDS]
+
+
 def named_in(text: str, names: set[str]) -> list[str]:
     """`line: name` of each part that the code names."""
     found = []
@@ -83,7 +108,8 @@ def named_in(text: str, names: set[str]) -> list[str]:
         kind, equals, option = node.value.partition("=")
         whole = bool(equals) and kind in REGISTRIES and option in names
         plain = node.value in names and node.value not in COMMON_WORDS and not is_key(node, parent)
-        if whole or plain or (node.value in names and names_a_part(node, parent)):
+        made = sets_a_part(node) or in_a_rule(node, parent, names)
+        if whole or plain or made or (node.value in names and names_a_part(node, parent)):
             found.append(f"{node.lineno}: {node.value}")
     return found
 
@@ -115,12 +141,26 @@ def test_each_exception_is_needed(names: set[str]) -> None:
         "name = config.get('name', 'full')",
         "part = REGISTRIES['checkpointing']['none']",
         "DESIGNS = ('one_at_a_time', 'tpe')",
+        "found = ['eval=[task_file]', path]",
+        "found = f'eval.task_file.path={name}'",
+        "rule(when='not facts.source.combines', fix=\"source={'gsm_symbolic' if 1 else 'sentiment'}\")",
+        "rule(why='source=several source.of=[sotu,zh_classics] are two')",
     ],
 )
 def test_named_part_is_found(code: str, names: set[str]) -> None:
     assert named_in(code, names)
 
 
-@pytest.mark.parametrize("code", ["'''norm=rmsnorm'''", "x['length']", "mask == 'causal'", "f(text='norm=mine')"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "'''norm=rmsnorm'''",
+        "x['length']",
+        "mask == 'causal'",
+        "f(text='norm=mine')",
+        "rule(when=\"facts.architecture.mask == 'encoder_decoder'\")",
+        "hint = 'try: source=sotu'",
+    ],
+)
 def test_other_strings_are_ignored(code: str, names: set[str]) -> None:
     assert not named_in(code, names)

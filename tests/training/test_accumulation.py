@@ -1,5 +1,7 @@
 """Gradient accumulation equals one large batch, also when micro-batches differ in their number of targets."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,10 @@ import torch
 from helpers.runs import TINY, ablatio, metrics
 from safetensors.torch import load_file
 
+MEASURED = {  # overrides -> measures that they log
+    "objective=multi_token": ("train/next_token",),
+    "objective=token_order stabilizer=[clip,z_loss]": ("train/token_order",),
+}
 OBJECTIVES = [
     "objective=lm",
     "objective=prefix_lm objective.rate=0.4",  # batches with and without padded rows
@@ -37,3 +43,38 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, overrides: st
     # The logged loss of a step is the mean over all its targets, not a mean of its batches' means.
     assert len(logged[0]) == 2 and logged[1] == pytest.approx(logged[0], rel=2e-5)
     assert logged[2] == pytest.approx(logged[0], rel=2e-5)
+
+
+def logged_alike(folder: Path, words: Sequence[str], measured: Sequence[str]) -> None:
+    """Runs with 4 x 1, 2 x 2 and 1 x 4 rows a step log the same measures."""
+    found = []
+    for accumulate in (1, 2, 4):
+        name = f"run-{accumulate}"
+        sizes = [f"train.batch_size={4 // accumulate}", f"train.accumulate={accumulate}", f"name={name}"]
+        ended = ablatio(["train", *words, *sizes, f"out={folder}"], folder / "log")
+        assert ended.code == 0, ended.err
+        rows = [row for row in metrics(folder / name) if row["train/loss"]]
+        assert len(rows) == 4
+        found.append([float(row[column]) for row in rows for column in ("train/loss", "train/grad_norm", *measured)])
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
+    assert found[2] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("overrides", MEASURED)
+def test_measures_are_those_of_the_whole_step(tmp_path: Path, overrides: str) -> None:
+    """The oracle is one batch of all rows; a measure of the last batch alone would be another number."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"Paragraph {i}: {'ab' * (i % 9)} people meet on bridge {i % 7}." for i in range(60)))
+    words = [*TINY, f"source.path={path}", "train.steps=4", "train.log_every=1", "optimizer=sgd", *overrides.split()]
+    logged_alike(tmp_path, words, MEASURED[overrides])
+
+
+@pytest.mark.parametrize("method", ["dpo", "simpo"])
+def test_measures_of_preferences_are_those_of_the_whole_step(tmp_path: Path, method: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{i}?", "chosen": "yes" * (1 + i % 3), "rejected": "no" * (1 + i % 2)} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [w for w in TINY if not w.startswith("source")]
+    words += ["task=preference", f"alignment={method}", "source=feedback", f"source.path={path}", "model.max_len=64"]
+    words += ["train.steps=4", "train.log_every=1", "optimizer=sgd"]
+    logged_alike(tmp_path, words, ("train/reward_margin", "train/reward_accuracy"))

@@ -89,7 +89,7 @@ def test_a_damaged_file_or_run_stops_no_other(study: Path) -> None:
 
 def test_a_study_is_measured_by_evaluations_alone(study: Path, tmp_path: Path) -> None:
     flags = (["--length", "8"], ["--tokens", "8"], ["--limit", "8"])
-    given = [([*flag, *EVAL], f"{flag[0]} is for a single run") for flag in flags]
+    given = [([*flag, *EVAL], f"{flag[0]} has no effect on a study") for flag in flags]
     for words, said in [([], "is measured by evaluations"), *given]:
         done = ablatio(["evaluate", str(study), *words], tmp_path / "log")
         assert done.code == 2 and said in done.err and "try: ablatio evaluate" in done.err

@@ -104,6 +104,15 @@ def answer(
     from ablatio.model.prompting.session import Session
     from ablatio.model.prompting.types import Form, Question
 
+    name = str(prompt if isinstance(prompt, str) else prompt.get("name"))
+    if kinds.prompts[name].facts["verifies"] != (reward is not None):
+        judging = [entry.name for entry in kinds.prompts if entry.facts["verifies"]]
+        raise UserError(
+            f"prompt={name} needs a rule that judges answers\n    try: prompt={name} reward={_rules()[0]}"
+            if reward is None
+            else f"reward=... judges the answers of {', '.join(judging)}, and prompt={name} asks for no judgement\n"
+            f"    try: prompt={(judging or [name])[0]}"
+        )
     rule = None if reward is None else _rule(reward)
 
     def verify(asked: str, text: str) -> float:
@@ -167,15 +176,22 @@ def _judge(choice: Choice | None, decode: Choice | None) -> Judge | None:
     return _rule(choice)
 
 
+def _rules() -> list[str]:
+    """Names of the rewards that are functions of one answer."""
+    return [entry.name for entry in kinds.rewards if entry.wiring == ("answer",)]
+
+
 def _rule(choice: Choice) -> Judge:
     """A reward rule as a function of a prompt and its answers."""
     from ablatio.model.rl.answers import Answer, judged, one_by_one
 
     node = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = str(node["name"])
-    if kinds.rewards[name].wiring != ("answer",):
-        known = ", ".join(e.name for e in kinds.rewards if e.wiring == ("answer",))
-        raise UserError(f"reward={name} is not a function of one answer; choose one of {known}")
+    if name not in (known := _rules()):
+        kinds.rewards[name]  # one that does not exist is refused in other words
+        raise UserError(
+            f"reward={name} is not a function of one answer; those are {', '.join(known)}\n    try: reward={known[0]}"
+        )
     rule = one_by_one(built(kinds.rewards, node), name)
 
     def judge(prompt: str, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[float]:

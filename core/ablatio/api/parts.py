@@ -57,7 +57,9 @@ def check_kind(kind: str | None) -> None:
     known = [*REGISTRIES, *yaml_files.files()]
     if kind is not None and kind not in known:
         near = did_you_mean(kind, known)
-        raise UserError(f"there is no kind `{kind}`{near}\n    there are {', '.join(sorted(known))}")
+        raise UserError(
+            f"there is no kind `{kind}`{near}\n    there are {', '.join(sorted(known))}\n    try: ablatio list"
+        )
 
 
 def _of_part(entry: PartSpec) -> PartSummary:

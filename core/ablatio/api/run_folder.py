@@ -1,6 +1,5 @@
 """A run folder as an object: its files and its model."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from ablatio.api.session import computing
 from ablatio.errors import UserError
 from ablatio.registry import kinds
 from ablatio.storage.json_files import read_object_if_any
+from ablatio.storage.paths import shell_word
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -85,16 +85,20 @@ class RunFolder:
     @property
     def metrics(self) -> "DataFrame":
         """The logged metrics as a data frame; UserError if nothing is logged yet."""
-        from ablatio.training.metrics_csv import numbers
+        from ablatio.storage.json_files import damaged
+        from ablatio.training.metrics_csv import MetricsFile, numbers
 
         path = self.folder / "metrics.csv"
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                rows = [numbers(row) for row in reader]
+            found = MetricsFile(path).read()
         except FileNotFoundError:
-            raise UserError(f"{self.folder} has logged nothing yet: it has no metrics.csv") from None
-        return frame("metrics", rows, reader.fieldnames)
+            raise UserError(
+                f"{self.folder} has logged nothing yet: it has no metrics.csv\n"
+                f"    try: ablatio resume {shell_word(self.folder)}"
+            ) from None
+        with damaged(str(path), "rows of numbers"):
+            rows = [numbers(row) for row in found]
+        return frame("metrics", rows, list(found[0]) if found else None)
 
     @property
     def step(self) -> int:
@@ -235,7 +239,8 @@ class RunFolder:
             lengths, tokens=tokens, objective=objective, quantization=quantization, **scoring
         )[-1]
         if "refused" in found:
-            raise UserError(f"length {found['length']} is refused: {found['refused']}")
+            own = self.config["data"]["length"] or self.config["model"]["max_len"]
+            raise UserError(f"length {found['length']} is refused: {found['refused']}\n    try: length={own}")
         return found
 
     def evaluate_lengths(

@@ -1,6 +1,8 @@
 """`ablatio check DIST`: run the contract suites on all that a distribution brings, or on a file of parts."""
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
+
+USES = {"without --json": ("verbose",), "with --json, which prints all reasons": ()}
 
 
 def run(arguments: list[str]) -> int:
@@ -12,6 +14,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("-v", "--verbose", action="count", default=0, help="all reasons; -vv: with tracebacks")
     options.add_argument("--json", action="store_true", help="print the outcome of each check as JSON")
     args = options.parse_args(arguments)
+    refuse_other_flags(options, arguments, args, USES, [*USES][args.json])
     from ablatio.errors import UserError
     from ablatio.registry.parts_file import current
     from ablatio.testing.check_run import check, check_file

@@ -5,8 +5,12 @@ Each command is a module of this package and imports heavy libraries inside its 
 
 import argparse
 import importlib
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
+
+from ablatio.errors import UserError
+from ablatio.storage.paths import shell_word
 
 COMMANDS = {
     "train": "train a model assembled from named parts; -m runs a sweep",
@@ -56,6 +60,47 @@ class CommandParser(argparse.ArgumentParser):
 def parser(command: str, **settings: Any) -> argparse.ArgumentParser:
     """Argument parser of one command."""
     return CommandParser(f"ablatio {command}", description=COMMANDS[command], **settings)
+
+
+def refuse_other_flags(
+    options: argparse.ArgumentParser,
+    words: Sequence[str],
+    args: argparse.Namespace,
+    uses: Mapping[str, Sequence[str]],
+    use: str,
+) -> None:
+    """Raise UserError for a flag that was given and has no effect in this use of a command.
+
+    words  the words of the command, from which `args` were read
+    uses   flags that only some uses have, by the use that has them; a flag that stands nowhere belongs to all
+    use    the present one, as the end of a sentence: `with --scores`
+    """
+    every = dict.fromkeys(name for names in uses.values() for name in names)
+    wrong = [n for n in every if n not in uses[use] and vars(args)[n] != options.get_default(n)]
+    if not wrong:
+        return
+    flags = {action.dest: action for action in options._actions if action.option_strings}
+    shown = {name: max(flags[name].option_strings, key=len) for name in every}
+    left = list(words)
+    for name in wrong:
+        left = _without_flag(left, flags[name])
+    known = f" (flags of this use: {', '.join(shown[name] for name in uses[use])})" if uses[use] else ""
+    command = " ".join([str(options.prog), *map(shell_word, left)])
+    raise UserError(f"{shown[wrong[0]]} has no effect {use}{known}\n    try: {command}")
+
+
+def _without_flag(words: Sequence[str], flag: argparse.Action) -> list[str]:
+    """The words of a command without a flag and its values; the flag may be abbreviated, as argparse allows it."""
+    left, is_value = list[str](), False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if is_value:
+            is_value = False
+        elif name in flag.option_strings or (len(name) > 2 and any(o.startswith(name) for o in flag.option_strings)):
+            is_value = not equals and flag.nargs != 0
+        else:
+            left.append(word)
+    return left
 
 
 def arguments_of(command: str) -> list[argparse.Action]:

@@ -6,13 +6,13 @@ With evaluations, RUN may be a study: all its finished runs are measured.
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 from ablatio.errors import UserError
-from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.study import STUDY
 
@@ -29,10 +29,10 @@ TASK, LM_EVAL = "task=", "lm_eval="
 SUFFIXES = (".yaml", ".yml")
 # Flags of each use; another one would have no effect.
 USES = {
-    "lm_eval=": ("include", "limit", "step"),
-    "a study": ("run_code",),
-    "eval=": ("run_code", "step"),
-    "held-out text": ("length", "tokens", "step", "objective", "quantization", "stride", "adapt", "adapter"),
+    "on lm_eval=": ("include", "limit", "step"),
+    "on a study": ("run_code",),
+    "on eval=": ("run_code", "step"),
+    "on held-out text": ("length", "tokens", "step", "objective", "quantization", "stride", "adapt", "adapter"),
 }
 
 
@@ -57,41 +57,29 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--adapter", help="with --adapt: the peft method whose new weights are trained, as lora")
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_intermixed_args(arguments)
+    use, act = _use(args)
+    refuse_other_flags(options, arguments, args, USES, f"on {use}")
+    return act(args)
+
+
+def _use(args: argparse.Namespace) -> tuple[str, Callable[[argparse.Namespace], int]]:
+    """What is measured, and the function that does it."""
     if any(word.startswith(LM_EVAL) for word in args.words):
-        _refuse_other_flags(args, LM_EVAL)
-        return _lm_eval(args)
+        return LM_EVAL, _lm_eval
     if (args.run / STUDY).exists():
-        return _study(args)
-    _refuse_other_flags(args, "eval=" if args.words else "held-out text")
-    return _evaluations(args) if args.words else _lengths_of(args)
-
-
-def _refuse_other_flags(args: argparse.Namespace, use: str) -> None:
-    """Raise UserError for a flag that this use does not have."""
-    if other := _other_flag(args, use):
-        words = " ".join(map(shell_word, (args.run, *args.words)))
-        flags = ", ".join(map(_flag, USES[use]))
-        raise UserError(f"{other} has no effect on {use}, which has {flags}\n    try: ablatio evaluate {words}")
-
-
-def _other_flag(args: argparse.Namespace, use: str) -> str:
-    """The first given flag that this use does not have; "" if there is none."""
-    every = dict.fromkeys(name for names in USES.values() for name in names)
-    return next((_flag(n) for n in every if n not in USES[use] and getattr(args, n) not in (None, 0, False)), "")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        return "a study", _study
+    return ("eval=", _evaluations) if args.words else ("held-out text", _lengths_of)
 
 
 def _study(args: argparse.Namespace) -> int:
     """Measure all finished runs of a study by evaluations; returns 3 if some cannot be measured."""
     from ablatio.api.studies import open_study
 
-    given = _other_flag(args, "a study")
-    if not args.words or given:
-        what = f"{given} is for a single run" if given else "a study is measured by evaluations"
-        raise UserError(f"{args.run} is a study, and {what}\n    try: ablatio evaluate {args.run} eval=[held_out]")
+    if not args.words:
+        raise UserError(
+            f"{args.run} is a study, and a study is measured by evaluations\n"
+            f"    try: ablatio evaluate {shell_word(args.run)} eval=[held_out]"
+        )
     study = open_study(args.run)
     rows = list[dict[str, Any]]()
 
@@ -140,10 +128,19 @@ def _overrides(words: Sequence[str]) -> list[str]:
         if not word.startswith(TASK):
             found.append(word)
         elif name.endswith(SUFFIXES):
-            found += ["eval=[task_file]", f"eval.task_file.path={name}"]
+            part = _task_reader()
+            found += [f"eval=[{part}]", f"eval.{part}.path={name}"]
         else:
             found.append(f"eval=[{name}]")
     return found
+
+
+def _task_reader() -> str:
+    """Name of the evaluation that reads task files (fact `reads_tasks`)."""
+    found = [entry.name for entry in REGISTRIES["eval"] if entry.facts["reads_tasks"]]
+    if not found:
+        raise UserError("no installed evaluation reads task files\n    try: ablatio list eval")
+    return found[0]
 
 
 def _lm_eval(args: argparse.Namespace) -> int:
@@ -172,7 +169,7 @@ def _lengths_of(args: argparse.Namespace) -> int:
     if args.adapt is not None and not 0 < args.adapt < math.inf:
         raise UserError(f"--adapt is a learning rate above 0, got {args.adapt}\n    try: --adapt 0.01")
     if args.adapter is not None:
-        kinds.pefts[args.adapter]  # an unknown name is refused before the run is loaded
+        REGISTRIES["peft"][args.adapter]  # an unknown name is refused before the run is loaded
     scoring = {"stride": args.stride, "adapt": args.adapt, "adapter": args.adapter}
     found = run.evaluate_lengths(
         lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization, **scoring

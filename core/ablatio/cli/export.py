@@ -80,7 +80,9 @@ def _export(run: "PreparedRun", to: Path, kind: str | None = None) -> tuple[str,
     apart = difference(to, run.model)
     # Written so that NaN, which is not above any number, is refused too.
     if apart is not None and not apart < 1e-3:
-        raise EnvironmentFault(f"{to} is wrong: its logits differ from the run's by {apart:g}; do not use it")
+        raise EnvironmentFault(
+            f"{to} is wrong: its logits differ from the run's by {apart:g}; do not use it\n    try: --as ablatio"
+        )
     return kind, apart
 
 

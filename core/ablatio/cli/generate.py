@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 from ablatio.errors import UserError
+from ablatio.storage.paths import shell_word
 
+USES = {
+    "with prompt=, whose program says what is asked and where an answer ends": (),
+    "without prompt=": ("temperature", "top_k", "top_p", "chat", "system", "stop", "samples"),
+}
 KINDS = ("decode", "prompt", "reward")
 FOLDERS = ("second", "examples")
 EPILOG = """words: decode=NAME decode.KNOB=VALUE chooses how tokens are chosen (`ablatio list decode`);
@@ -37,6 +42,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
     args = options.parse_intermixed_args(arguments)
     text, chosen = _words(args.words)
+    refuse_other_flags(options, arguments, args, USES, [*USES]["prompt" not in chosen])
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: expected 1 or more\n    try: --samples 3")
     from ablatio.api.run_folder import open_run
@@ -61,14 +67,16 @@ def run(arguments: list[str]) -> int:
 
 def _answer(opened: Any, text: str, chosen: dict[str, Any], choices: list[str], args: Any) -> None:
     """Print the answer of a prompt program, and the text that holds it."""
-    sampling = [value for value in (args.temperature, args.top_k, args.top_p) if value is not None]
-    if sampling or args.chat or args.system or args.stop or args.samples > 1 or "second" in chosen:
+    if "second" in chosen:
         raise UserError(
-            "with prompt=..., the program says what is asked and where it ends\n    try: decode=sample "
-            "decode.temperature=0.8 in place of flags, and no --chat, --system, --stop, --samples"
+            f"a prompt program asks one model, and second={chosen['second']} names another\n"
+            f"    try: ablatio generate {shell_word(args.run)} {shell_word(text)} decode=speculative "
+            f"second={shell_word(chosen['second'])}"
         )
     if not text.strip():
-        raise UserError('prompt=... needs a question\n    try: ablatio generate RUN "2+3=" prompt=zero_shot')
+        raise UserError(
+            f'prompt=... needs a question\n    try: ablatio generate {shell_word(args.run)} "2+3=" prompt=zero_shot'
+        )
     shown = _examples(Path(chosen["examples"])) if "examples" in chosen else []
     reply = opened.answer(
         text, prompt=chosen["prompt"], examples=shown, choices=choices, decode=chosen.get("decode"),
@@ -117,7 +125,9 @@ def _examples(path: Path) -> list[Any]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"examples={path} cannot be read: {error}") from None
+        raise UserError(
+            f"examples={path} cannot be read: {error}\n    try: ls {shell_word(path.absolute().parent)}"
+        ) from None
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -127,6 +137,7 @@ def _examples(path: Path) -> list[Any]:
             found.append(Example(str(row["question"]), str(row["answer"]), str(row.get("rationale", ""))))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f'examples={path}, line {number}: {line[:80]!r}; expected {{"question": ..., "answer": ...}}'
+                f"examples={path}, line {number}: {line[:80]!r}; expected a JSON object with `question` and `answer`\n"
+                """    try: echo '{"question": "2+3=", "answer": "5"}' > examples.jsonl"""
             ) from None
     return found

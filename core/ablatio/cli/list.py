@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from ablatio.api.parts import check_kind
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 from ablatio.config import presets, techniques, yaml_files
 from ablatio.registry import discovery
 from ablatio.registry.oracles import checked_against
@@ -17,6 +17,8 @@ from ablatio.storage.paths import shell_word
 MIN_WIDTH, MAX_WIDTH = 40, 120  # columns of a line: longer ones are hard to read
 MAX_NAME = 24  # columns for the names; a longer name gets its own line
 
+USES = {"without --json": ("verbose",), "with --json, which prints everything": ()}
+
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio list` and return its exit code."""
@@ -25,6 +27,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("-v", "--verbose", action="store_true", help="print knobs, oracles and whole summaries too")
     options.add_argument("--json", action="store_true", help="print everything known about each option as JSON")
     args = options.parse_args(arguments)
+    refuse_other_flags(options, arguments, args, USES, [*USES][args.json])
     check_kind(args.kind)
     files = yaml_files.files()
     kinds = [r for kind, r in REGISTRIES.items() if args.kind in (None, kind)]

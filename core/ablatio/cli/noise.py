@@ -6,11 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 from ablatio.errors import UserError
 
 if TYPE_CHECKING:
     from ablatio.report.statistics import Noise
+
+USES = {"without --scores": ("arm", "metric"), "with --scores, which compares all scores of all arms": ()}
 
 
 def run(arguments: list[str]) -> int:
@@ -24,6 +26,7 @@ def run(arguments: list[str]) -> int:
     )
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_args(arguments)
+    refuse_other_flags(options, arguments, args, USES, [*USES][args.scores])
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings
+
+USES = {"without --serve": ("out", "quiet"), "with --serve, which writes no files": ("port",)}
 
 
 def run(arguments: list[str]) -> int:
@@ -43,6 +45,7 @@ def run(arguments: list[str]) -> int:
     )  # fmt: skip
     options.add_argument("--port", type=int, default=8417, help="port of --serve on 127.0.0.1; 0 takes a free one")
     args = options.parse_args(arguments)
+    refuse_other_flags(options, arguments, args, USES, [*USES][args.serve])
     from rich.console import Console
 
     from ablatio.api.reports import find_in, write_report

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 
 if TYPE_CHECKING:
     from ablatio.report.read.entries import Entry
@@ -18,6 +18,8 @@ EPILOG = """\
   ablatio runs --filter norm=rmsnorm --filter state=done
   ablatio runs --filter state=failed --remove        asks before it deletes
   ablatio runs runs/2026-11-29_10-02-33 --remove"""
+
+USES = {"without --remove": ("json",), "with --remove": ("yes",)}
 
 
 def run(arguments: list[str]) -> int:
@@ -39,6 +41,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--yes", action="store_true", help="do not ask before deleting")
     options.add_argument("--json", action="store_true", help="print everything known about each as JSON")
     args = options.parse_args(arguments)
+    refuse_other_flags(options, arguments, args, USES, [*USES][args.remove])
     from ablatio.report.read.entries import entries_in, ordered
 
     # Before the first run the usual folder is missing, which is no mistake of the user.

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatio.cli.commands import parser
+from ablatio.cli.commands import parser, refuse_other_flags
 from ablatio.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     from ablatio.report.read.table import Table
 
 FAR = 10.0  # largest extrapolation, as a multiple of the largest run; predictions beyond it are not reliable
+USES = {"without --at and --budget": (), "with --at or --budget": ("far",)}
 LAWS = ("auto", "chinchilla", "kaplan", "compute", "repeated", "routed")
 
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio scaling` and return its exit code."""
-    args = _options().parse_args(arguments)
+    options = _options()
+    args = options.parse_args(arguments)
+    refuse_other_flags(options, arguments, args, USES, [*USES][(args.at, args.budget) != (None, None)])
+    at, planned = _place(args.at), _budgets(args.budgets)
+    if args.budget is not None and not _is_positive(args.budget):
+        raise UserError(f"--budget {args.budget:g}: expected FLOPs above 0\n    try: --budget 1e18")
     from ablatio.report.analysis.arms import LOSS
     from ablatio.report.analysis.scaling import arm_laws, choose_law, fit_runs
     from ablatio.report.read.table import read_table
@@ -31,14 +38,13 @@ def run(arguments: list[str]) -> int:
     table = read_table(args.folders)
     runs = [r for r in table.counted if _usable(r, metric, args.count) and _has_settings(r, args.arm.split())]
     _check_comparable(runs)
-    at = _place(args.at)
     # What --at asks is known before the fit, which takes long; what --budget gives is known only after it.
     if at and runs and not args.far:
         _check_distance(runs, args.count, *at)
     found = _trends(table, metric, args.baseline)
     try:
         law = choose_law(runs) if args.law == "auto" else args.law
-        result = fit_runs(runs, metric, law, args.count, args.budgets)
+        result = fit_runs(runs, metric, law, args.count, planned)
         if not args.arm:
             result = replace(result, arms=arm_laws(table, metric, law, args.count))
         places = list(_predictions(result, at, args.budget))
@@ -77,7 +83,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--at", help="predict a run with these parameters,tokens: 1e8,2e9")
     options.add_argument("--budget", type=float, help="predict the best parameters and tokens for this many FLOPs")
     options.add_argument(
-        "--budgets", type=lambda text: [float(v) for v in text.split(",")], default=[],
+        "--budgets", default="",
         help="planned budgets in FLOPs, by which runs of equal cost are grouped: 1e15,1e16; by default they are found",
     )  # fmt: skip
     options.add_argument(
@@ -122,9 +128,25 @@ def _place(at: str | None) -> tuple[float, float] | None:
         n, d = map(float, at.split(","))
     except ValueError:
         raise UserError(f"--at {at}: expected PARAMETERS,TOKENS\n    try: --at 1e8,2e9") from None
-    if not (n > 0 and d > 0):
+    if not (_is_positive(n) and _is_positive(d)):
         raise UserError(f"--at {at}: parameters and tokens must be above 0\n    try: --at 1e8,2e9")
     return n, d
+
+
+def _budgets(text: str) -> list[float]:
+    """FLOPs of --budgets."""
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [0.0]
+    if not all(map(_is_positive, found)):
+        raise UserError(f"--budgets {text}: expected FLOPs above 0\n    try: --budgets 1e15,1e16")
+    return found
+
+
+def _is_positive(number: float) -> bool:
+    """True for a finite number above 0; NaN is none."""
+    return 0 < number < math.inf
 
 
 def _predictions(
@@ -135,7 +157,7 @@ def _predictions(
 
     if at:
         yield predict(result, *at)
-    if budget:
+    if budget is not None:
         yield predict_budget(result, budget)
 
 

@@ -59,7 +59,10 @@ def run(arguments: list[str]) -> int:
         print_files({what: files}, verbose=True)
     else:
         known = [*REGISTRIES, *yaml_files.files(), *schema.SECTIONS, per_layer.LAYERS, "run"]
-        raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show accepts {FORMS}")
+        raise UserError(
+            f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show accepts {FORMS}\n"
+            "    try: ablatio list"
+        )
     return 0
 
 
@@ -128,7 +131,9 @@ def _show_file(console: Any, group: str, name: str) -> None:
         own = presets.sizes().get(name, []) if group == yaml_files.SIZE else []
         near = f"; it is a size of preset={own[0]} only" if own else did_you_mean(name, known[group])
         near += yaml_files.why_left_out(group, name)
-        raise UserError(f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}")
+        raise UserError(
+            f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}\n    try: ablatio list {group}"
+        )
     file = known[group][name]
     text = file.path.read_text(encoding="utf-8").splitlines()
     body = [line for line in text[len(file.doc.splitlines()) :] if not line.startswith("#")]

@@ -40,11 +40,16 @@ settings (`ablatio show SECTION` explains each):
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
 MANY = ("-m", "--multirun")  # flags of a sweep
 HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # flags that print and do not train
-OWN_CONF = "put options into ./conf/GROUP/NAME.yaml, or name another such folder with --config-dir DIR"
-REFUSED_FLAGS = {
-    "--experimental-rerun": "it loads a pickle, which can execute arbitrary code",
-    "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
-    "--config-path": f"the config is conf/train.yaml; {OWN_CONF}",
+REFUSED_FLAGS = {  # why, and a command in place of it
+    "--experimental-rerun": ("it loads a pickle, which can execute arbitrary code", "ablatio train resume=runs/NAME"),
+    "--config-name": (
+        "the config is conf/train.yaml; put yours into an experiment, ./conf/experiment/NAME.yaml",
+        "ablatio train experiment=NAME",
+    ),
+    "--config-path": (
+        "the config is conf/train.yaml; put options into ./conf/GROUP/NAME.yaml, or into another such folder",
+        "ablatio train --config-dir DIR",
+    ),
 }
 
 
@@ -55,8 +60,9 @@ def run(arguments: list[str]) -> int:
         return 0
     flags = [a for a in arguments if a.startswith("-")]
     for flag in flags:
-        if reason := REFUSED_FLAGS.get(flag.split("=")[0]):
-            raise UserError(f"{flag.split('=')[0]} is refused: {reason}")
+        if (name := flag.split("=")[0]) in REFUSED_FLAGS:
+            reason, instead = REFUSED_FLAGS[name]
+            raise UserError(f"{name} is refused: {reason}\n    try: {instead}")
     # Said, but no error: a run that does not use the broken plugin can go on.
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)

@@ -4,7 +4,6 @@ Each reader takes the transformers settings of one model family and returns ours
 Nothing here imports torch, because a command line is composed from it.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,26 +21,37 @@ from ablatio.config.transformers_parts import (
     rope,
     windows,
 )  # fmt: skip
-from ablatio.errors import UserError
+from ablatio.errors import DamagedFile, UserError
+from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 
 Reader = Callable[[ReadSettings], dict[str, Any]]
 READERS: dict[str, Reader] = {}
 CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "quantization_config")
 CODE_FILES = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HINT = "\n    try: ablatio fetch smollm2, a model that can be read"
 HEAD_NORM_EPS = 1e-6  # of norm=rmsnorm in attention.qk_norm, which has its defaults
 
 
 def refuse_code(folder: Path) -> None:
     """Raise UserError if a model folder contains code or refers to it: only installed code runs."""
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if found := [key for key in CODE_KEYS if isinstance(data, dict) and data.get(key)]:
-            raise UserError(f"{path} has `{found[0]}`, which refers to code; only installed code runs")
+        data = _object(path) if path.exists() else {}
+        if found := [key for key in CODE_KEYS if data.get(key)]:
+            raise UserError(f"{path} has `{found[0]}`, which refers to code; only installed code runs{HINT}")
     if files := sorted(p.name for p in folder.glob("*") if p.suffix in CODE_FILES):
         raise UserError(
             f"{folder / files[0]} could run code; expected a folder with only config, tokenizer and safetensors files"
+            f"{HINT}"
         )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; FileNotFoundError, or UserError for everything else."""
+    try:
+        return read_object(path)
+    except DamagedFile as error:
+        raise UserError(f"{error}{HINT}") from None
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -49,26 +59,27 @@ def read(folder: Path) -> dict[str, Any]:
     refuse_code(folder)
     path = folder / "config.json"
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(theirs["model_type"])
+        theirs = _object(path)
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a model folder: no config.json\n    try: ls {shell_word(folder.parent)}"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a model config ({type(error).__name__}: {error})") from None
+    kind = str(theirs.get("model_type"))
     if kind not in READERS:
-        raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}")
+        raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}{HINT}")
     settings = ReadSettings(theirs)
     try:
         ours = READERS[kind](settings)
         # T5's vocabulary size is left open: the objective appends its sentinel ids to those of the tokenizer.
         rows = {} if "architecture" in ours else {"vocab_size": settings["vocab_size"]}
         ours["model"] = {**rows, "tied": _tied(settings), **ours["model"]}
+    except UserError as error:  # of a reader, which knows no path
+        text = str(error)
+        raise UserError(f"{path}: {text}{'' if 'try: ' in text else HINT}") from None
     except KeyError as error:
-        raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: a setting has a value of another type than expected: {error}") from None
+        raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs{HINT}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: a setting has another value than expected: {error}{HINT}") from None
     settings.read.add("vocab_size")
     refuse_unread(settings, str(path))
     usual = {"placement": "pre", "mlp": "dense", "block": "sequential", "architecture": "causal", "objective": "lm"}
@@ -91,11 +102,9 @@ def _reader(*names: str) -> Callable[[Reader], Reader]:
 @_reader("llama", "mistral", "qwen2", "qwen3")
 def _llama(theirs: Settings) -> dict[str, Any]:
     kind, heads = theirs["model_type"], theirs["num_attention_heads"]
-    # Of the other families transformers does not use the two, or has no place for one of them.
+    _refuse_biases(theirs)
     if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind in ("llama", "smollm3"):
         raise UserError("attention_bias and mlp_bias differ; ablatio has biases in both or in neither")
-    if kind == "qwen3" and theirs.get("attention_bias"):
-        raise UserError("attention_bias of qwen3 cannot be read: it has biases in o_proj and none in its MLP")
     eps = theirs.get("rms_norm_eps", 1e-6)
     if kind == "qwen3" and eps != HEAD_NORM_EPS:
         raise UserError(
@@ -127,6 +136,23 @@ def _llama(theirs: Settings) -> dict[str, Any]:
             "bias": bool(theirs.get("mlp_bias", False)),
         },
     }
+
+
+def _refuse_biases(theirs: Settings) -> None:
+    """Raise UserError for biases that the family has in transformers and not here, or here and not in transformers."""
+    kind, given = theirs["model_type"], {key: theirs.get(key) for key in ("attention_bias", "mlp_bias")}
+    if kind == "qwen3" and given["attention_bias"]:
+        raise UserError("attention_bias of qwen3 cannot be read: it has biases in o_proj and none in its MLP")
+    # transformers reads them for llama and smollm3 alone: mistral has no biases, qwen2 those of queries, keys, values.
+    fixed = {"mistral": {"attention_bias": False}, "qwen2": {"attention_bias": True}}.get(kind, {})
+    if kind in ("mistral", "qwen2", "qwen3"):
+        fixed = {**fixed, "mlp_bias": False}
+    for key, value in fixed.items():
+        if given[key] is not None and bool(given[key]) != value:
+            raise UserError(
+                f"{key}={given[key]} of {kind} cannot be read: transformers does not use it there\n"
+                "    try: delete it from config.json if the model was trained without it"
+            )
 
 
 @_reader("smollm3")

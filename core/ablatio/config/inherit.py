@@ -140,7 +140,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     try:
         refuse_objects(config, str(path))
     except ContractError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{error}\n    try: ablatio runs {shell_word(folder.parent)}, for another run") from None
     if "model" not in config:
         raise UserError(f"{path} is no config of a run: it has no `model`\n    try: ls {shell_word(folder.parent)}")
     refuse_another(recorded_in(folder / "manifest.json"), folder)

@@ -219,7 +219,9 @@ def _file_at(group: str, text: str, groups: Mapping[str, Any]) -> Path:
     try:
         _check(path, path.stat().st_mtime_ns)
     except ContractError as error:
-        raise UserError(f"{group}={text}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise UserError(
+            f"{group}={text}: {str(error).removeprefix(f'{path}: ')}\n    try: ablatio list {group}"
+        ) from None
     return path
 
 

@@ -261,23 +261,10 @@ rule(
     where="model.vocab_size",
 )
 rule(
-    when="facts.task.accepts not in facts.source.uses",
-    why="task={task.name} accepts {facts.task.accepts}, and source={source.name} provides {facts.source.uses}",
-    fix="source={'gsm_symbolic' if facts.task.accepts == 'conversations' else 'sentiment'}",
-    where="source",
-)
-rule(
     when="len(filter) > 0 and facts.task.accepts != 'documents'",
     why="filters read documents, and task={task.name} trains on {facts.task.accepts}",
     fix="filter=[]",
     where="filter",
-)
-rule(
-    when="mixture is not None and not facts.source.combines",
-    why="mixture={mixture.name} draws from several sources, and source={source.name} is one; source=several "
-    "source.of=[sotu,zh_classics] are two",
-    fix="mixture=null",
-    where="mixture",
 )
 rule(
     when="mixture is not None and not facts.task.mixes",

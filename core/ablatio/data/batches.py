@@ -139,8 +139,8 @@ class ValidationBatches(Dataset[Batch]):
     ) -> None:
         if len(tokens) < length + 1:
             raise UserError(
-                f"the validation split has {len(tokens)} tokens, but one window needs {length} + 1. "
-                "Use more text, a larger val_fraction, or a shorter context."
+                f"the validation split has {len(tokens)} tokens, but one window needs {length} + 1\n"
+                f"    try: data.length={max(len(tokens) - 1, 1)}, a larger data.val_fraction, or more text"
             )
         if documents is None:
             starts = np.arange((len(tokens) - 1) // length, dtype=np.int64) * length

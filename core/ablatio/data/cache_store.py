@@ -19,7 +19,7 @@ from typing import Any
 
 from ablatio.errors import DamagedFile, EnvironmentFault
 from ablatio.storage.atomic_write import digest, explained, make_folder, write_bytes
-from ablatio.storage.manifest import readable, sealed, understood
+from ablatio.storage.manifest import read_sealed, readable, sealed, understood
 
 FORMAT = 1
 META = "meta.json"
@@ -65,7 +65,7 @@ def verify(folder: Path) -> Facts:
     with explained("read", folder):
         if not folder.is_dir():
             raise MissingError(folder)
-    meta = _read_meta(folder / META)
+    meta, _ = read_sealed(folder / META)
     with understood(folder / META):
         # A folder that was copied or renamed holds what another key stands for, with correct digests.
         if (meta["format"], meta["key"]) != (FORMAT, folder.name):
@@ -80,17 +80,6 @@ def verify(folder: Path) -> Facts:
                 raise DamagedFile(f"{name} does not match its digest.")
         facts: Facts = meta["facts"]
     return facts
-
-
-def _read_meta(path: Path) -> Facts:
-    with readable(path):
-        raw = path.read_bytes()
-    text = raw[len(sealed(b"")) - 2 : -2]  # what `sealed` wraps; any other byte is checked by the comparison
-    if raw != sealed(text):
-        raise DamagedFile(f"{path.name} does not match its own digest.")
-    with understood(path):
-        meta: Facts = json.loads(text)
-    return meta
 
 
 def _build(folder: Path, build: Callable[[Path], Facts]) -> Facts:

@@ -116,7 +116,8 @@ def split_of(source: Source, val_fraction: float) -> tuple[TrainValSplit, str, s
     """Return the split of the documents, the source's fingerprint, and the cache key of source and split rule."""
     if not 0.0 <= val_fraction < 1.0:
         raise UserError(
-            f"val_fraction={val_fraction}: expected a fraction of the documents, 0 <= val_fraction < 1; try 0.05"
+            f"val_fraction={val_fraction}: expected a fraction of the documents, 0 <= val_fraction < 1\n"
+            "    try: data.val_fraction=0.05"
         )
     fingerprint = source.fingerprint()
     content = key_of("content", fingerprint, split_rule(val_fraction))

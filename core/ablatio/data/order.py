@@ -27,11 +27,12 @@ class WindowOrder:
 
     def __init__(self, n_tokens: int, length: int, seed: int, by: Order = "shuffled") -> None:
         if length < 1 or seed < 0:
-            raise UserError(f"order: length={length}, seed={seed}; expected length >= 1 and seed >= 0")
+            raise UserError(f"order: length={length}, seed={seed}; expected length >= 1 and seed >= 0\n"
+                            "    try: length=128, seed=0")  # fmt: skip
         if n_tokens < length + 1:
             raise UserError(
-                f"the training split has {n_tokens} tokens, but one window needs {length} + 1. "
-                f"Use more text, or a context of at most {max(n_tokens - 1, 1)} tokens."
+                f"the training split has {n_tokens} tokens, but one window needs {length} + 1\n"
+                f"    try: data.length={max(n_tokens - 1, 1)}, or more text"
             )
         self.n_tokens, self.length, self.seed, self.by = n_tokens, length, seed, by
         # One window less than would fit without an offset, so that every offset leaves the same number of windows.
@@ -54,7 +55,8 @@ class WindowOrder:
     def rows(self, first: int, count: int, rank: int = 0, world: int = 1) -> Positions:
         """Return the rows g of `rank` out of `count` rows (of all ranks) from `first` on: (count // world,)."""
         if count % world:
-            raise UserError(f"a batch of {count} rows cannot be split over {world} ranks; use a multiple of {world}")
+            raise UserError(f"a batch of {count} rows cannot be split over {world} ranks\n"
+                            f"    try: train.batch_size={(count // world + 1) * world}")  # fmt: skip
         share = count // world
         # Neighboring rows for one rank: all ranks together have the same rows as one device with the whole batch.
         return first + rank * share + np.arange(share, dtype=np.int64)
@@ -114,8 +116,8 @@ def whole_rows(documents: Positions, n_tokens: int, length: int) -> Positions:
     found = documents[documents + length < n_tokens]
     if not len(found):
         raise UserError(
-            f"no document has {length} + 1 tokens from its start to the end of the split, which has {n_tokens} tokens. "
-            "Use more text or a shorter context, or choose data.rows=windows."
+            f"no document has {length} + 1 tokens from its start to the end of the split, which has {n_tokens} tokens\n"
+            "    try: data.rows=windows, a smaller data.length, or more text"
         )
     return found
 

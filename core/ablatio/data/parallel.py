@@ -78,7 +78,7 @@ def _work(task: list[str]) -> list[Any]:
 
 
 def _with_processes(method: Callable[[str], Any], tasks: Iterator[list[str]], workers: int) -> Iterator[list[Any]]:
-    # Not fork: a process with threads, as torch has them, must not be copied.
+    # Not fork: the method may compute with torch, whose threads a copy lacks while their locks stay held.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_receive, initargs=(method,)) as pool:
         pending: deque[Future[list[Any]]] = deque()

@@ -213,9 +213,14 @@ def encode_group(tokenizer: Tokenizer, group: Group) -> Encoded:
     return Encoded(pieces, len(group), time.process_time() - begin)
 
 
+CONTRACT = "\n    try: ablatio show tokenizer --author, for what a tokenizer returns"
+
+
 def _piece(tokenizer: Tokenizer, encoded: list[Ids], texts: Sequence[str]) -> Piece:
     if len(encoded) != len(texts):
-        raise UserError(f"tokenizer {type(tokenizer).__name__}: {len(encoded)} results for {len(texts)} texts")
+        raise UserError(
+            f"tokenizer {type(tokenizer).__name__}: {len(encoded)} results for {len(texts)} texts{CONTRACT}"
+        )
     start = np.array([start_id(tokenizer)], dtype=np.int64)
     ids = np.concatenate([part for ids in encoded for part in (start, ids)])
     _check(ids, len(texts), tokenizer)  # before the cast below, which would wrap invalid ids silently
@@ -228,12 +233,14 @@ def _check(ids: Ids, documents: int, tokenizer: Tokenizer) -> None:
     """Raise UserError for ids that cannot be stored: a plugin's tokenizer may be wrong, and the cache would keep it."""
     name = type(tokenizer).__name__
     if not np.issubdtype(ids.dtype, np.integer):
-        raise UserError(f"tokenizer {name}: encode returned {ids.dtype}, expected integers")
+        raise UserError(f"tokenizer {name}: encode returned {ids.dtype}, expected integers{CONTRACT}")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= tokenizer.vocab_size:
-        raise UserError(f"tokenizer {name}: ids from {low} to {high}, expected 0 to {tokenizer.vocab_size - 1}")
+        last = tokenizer.vocab_size - 1
+        raise UserError(f"tokenizer {name}: ids from {low} to {high}, expected 0 to {last}{CONTRACT}")
     if int((ids == (start := start_id(tokenizer))).sum()) != documents:
         token = "eos" if start == tokenizer.eos else "bos"
         raise UserError(
             f"tokenizer {name}: a text encodes to {token} ({start}), which is reserved for the start of documents"
+            f"{CONTRACT}"
         )

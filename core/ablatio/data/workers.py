@@ -1,4 +1,11 @@
-"""Compute a function of each item in forked processes, in order, with one item in flight per process."""
+"""Compute a function of each item in forked processes, in order, with one item in flight per process.
+
+Forked, where ablatio.data.parallel spawns: the function is `encode` of a tokenizer, which turns text into ids without
+torch, so the copy waits for no lock of torch's threads.  A fork needs neither an importable function (a tokenizer of a
+notebook) nor a `__main__` that can be imported again (tokenizing starts processes unasked, in scripts without a guard,
+too), and torch is not imported again.  The methods that `parallel` maps may do anything, as a filter with a model does,
+and their processes are asked for.
+"""
 
 import os
 import signal

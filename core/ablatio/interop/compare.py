@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablatio.config.from_transformers import HINT
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
 from ablatio.model.on_meta import on_meta
@@ -33,7 +34,9 @@ def check_loaded(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
     with on_meta():
         places = build_model(config, vocab_size).state_dict().keys()
     if lost := [name for name in weights if name not in places]:
-        raise UserError(f"{folder} has weights for which its parts have no place: {', '.join(lost[:4])} ({len(lost)})")
+        raise UserError(
+            f"{folder} has weights for which its parts have no place: {', '.join(lost[:4])} ({len(lost)}){HINT}"
+        )
     known = cache_root() / "compared" / f"{_content(folder)}.json"
     if known.is_file():
         return

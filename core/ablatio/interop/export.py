@@ -85,7 +85,8 @@ def family_for(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None
     if found is None and len(architectures[config["architecture"]["name"]].facts["stacks"]) == 2:
         reasons = incompatibilities(config, tokenizer.vocab_size)["t5"]
         raise UserError(
-            f"the only encoder-decoder that can be exported is T5, which does not support {'; '.join(reasons)}"
+            f"the only encoder-decoder that can be exported is T5, which does not support {'; '.join(reasons)}\n"
+            "    try: ablatio train preset=t5, whose runs can be exported"
         )
     return found
 

@@ -30,7 +30,10 @@ class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
         self.parts, self.ids = dict(parts or {}), ids
         if found := [key for key in CODE_KEYS if settings.get(key)]:
-            raise UserError(f"config.json has the key `{found[0]}`, which refers to code; only installed code is run")
+            raise UserError(
+                f"config.json has the key `{found[0]}`, which refers to code; only installed code is run\n"
+                "    try: ablatio export RUN --to DIR, which writes a folder without it"
+            )
         model = self.parts.get("model") or {}
         settings.setdefault("tie_word_embeddings", bool(model.get("tied", True)))
         self.num_hidden_layers = int(model.get("n_layers") or 1)

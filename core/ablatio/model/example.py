@@ -1,5 +1,6 @@
 """Training examples made by objectives, and the layout of source and target in one row for a decoder-only model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -142,3 +143,21 @@ class Loss(NamedTuple):
     total: Tensor
     weight: Tensor
     measures: dict[str, Tensor]
+
+
+def mean_measures(measures: Sequence[Mapping[str, Tensor]], weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Means over the batches of a step, weighted by their targets: what one batch of all their rows would log.
+
+    A measure that some batches lack is the mean over those that have it.
+    """
+    if len(measures) == 1:
+        return dict(measures[0])
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for of_batch in measures for name in of_batch):
+        held = [(of[name], weight) for of, weight in zip(measures, weights, strict=True) if name in of]
+        values = torch.stack([value.detach().float() for value, _ in held])
+        shares = torch.stack([torch.as_tensor(weight).float() for _, weight in held]).to(values.device)
+        # Without any target the batches count equally, as their weights say nothing.
+        shares = torch.where(shares.sum() > 0, shares, 1.0)
+        found[name] = (values * shares).sum() / shares.sum()
+    return found

@@ -44,6 +44,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     """Records of a file; a malformed file counts as empty, because it must not stop a command."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {k: v for k, v in said.items() if isinstance(v, dict)} if isinstance(said, dict) else {}

@@ -31,6 +31,7 @@ from ablatio.registry.registry import (
     transaction,
 )
 from ablatio.storage.json_files import read_object
+from ablatio.storage.paths import shell_word
 
 KEY = "parts"  # parts=FILE
 MODULE = "ablatio_parts_file"
@@ -144,7 +145,8 @@ def load(file: PartsFile) -> None:
     except BaseException as error:  # the file may raise anything, including SystemExit
         rules.RULES[:] = _rules_before
         sys.modules.pop(MODULE, None)
-        raise UserError(f"{KEY}={file.path} cannot be used: {_reason(error, file)}") from None
+        hint = f"\n    try: ablatio check {KEY}={shell_word(file.path)}, when it is mended"
+        raise UserError(f"{KEY}={file.path} cannot be used: {_reason(error, file)}{hint}") from None
     _current = file
     if not file.parts and kinds == set(REGISTRIES):
         unload()

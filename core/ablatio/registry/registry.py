@@ -280,8 +280,7 @@ class Registry(KindContract, Generic[T]):
             return self.entries[name]
         except KeyError:
             raise UserError(
-                f"there is no {self.kind}={name}{did_you_mean(name, self.entries)}\n"
-                f"    `ablatio list {self.kind}` shows all {len(self.entries)}"
+                f"there is no {self.kind}={name}{did_you_mean(name, self.entries)}\n    try: ablatio list {self.kind}"
             ) from None
 
     def target(self, name: str) -> Callable[..., T]:
@@ -314,9 +313,10 @@ class Registry(KindContract, Generic[T]):
             knob = entry.knob(key)
             if knob is None:
                 known = [k.name for k in entry.knobs]
-                raise UserError(f"{self.kind}={name} has no knob `{key}`{did_you_mean(key, known)}")
+                raise UserError(f"{self.kind}={name} has no knob `{key}`{did_you_mean(key, known)}\n"
+                                f"    try: ablatio show {self.kind}={name}")  # fmt: skip
             if problem := knob.problem(value):
-                raise UserError(f"{self.kind}.{key}: {problem}")
+                raise UserError(f"{self.kind}.{key}: {problem}\n    try: {self.kind}.{key}={knob.default_text}")
             values[key] = knob.cast(value)
             if isinstance(values[key], ValueSchedule):  # a run takes its schedules out before it builds parts
                 where = f"{self.kind}.{key}"

@@ -99,7 +99,8 @@ def _parts(config: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _name(node: Any) -> str:
-    return str(node.get("name") or "") if isinstance(node, Mapping) else ""
+    name = node.get("name") if isinstance(node, Mapping) else None
+    return name if isinstance(name, str) else ""  # a damaged config may hold anything there
 
 
 def _values(mine: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ablatio.errors import AblatioError
 from ablatio.report.escape import visible
+from ablatio.report.read.stages import RECIPE
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, STUDY
 from ablatio.training.evaluation.values_file import VALUES
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings
 
 # Files that change a report.
-WATCHED = (STUDY, LEDGER, "config.json", "metrics.csv", "summary.json", "error.txt", VALUES)
+WATCHED = (STUDY, LEDGER, "config.json", RECIPE, "metrics.csv", "summary.json", "error.txt", VALUES)
 LEAST_SECONDS = 2.0  # between two analyses, or twice as long as the last one took
 
 

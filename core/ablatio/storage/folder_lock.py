@@ -139,7 +139,7 @@ def _named(path: Path) -> Owner:
 
 
 def _name_in(path: Path) -> Owner | None:
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         data = json.loads(path.read_text(encoding="utf-8"))
         return Owner(int(data["pid"]), str(data["host"]), int(data["start"]))
     return None

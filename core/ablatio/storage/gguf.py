@@ -49,7 +49,8 @@ def convert(path: Path, folder: Path) -> None:
 
     if field("general.architecture") != "llama" or field("tokenizer.ggml.model") != "gpt2":
         came = f"{field('general.architecture')} with tokenizer {field('tokenizer.ggml.model')}"
-        raise UserError(f"{path.name} holds {came}; expected a llama model with a gpt2 (byte-level BPE) tokenizer")
+        raise UserError(f"{path.name} holds {came}; expected a llama model with a gpt2 (byte-level BPE) tokenizer"
+                        "\n    try: ablatio fetch smollm2")  # fmt: skip
     heads, groups = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
     tensors: dict[str, Tensor] = {}
     for tensor in reader.tensors:

@@ -32,13 +32,8 @@ def read_manifest(path: Path, step: int) -> tuple[dict[str, Any], str]:
 
     Raises DamagedFile if it was changed or belongs to another step, UserError if it has a newer format.
     """
-    with readable(path):
-        raw = path.read_bytes()
-    text = raw[len(sealed(b"")) - 2 : -2]  # what `sealed` wraps; any other byte is checked by the comparison
-    if raw != sealed(text):
-        raise DamagedFile(f"{path.name} does not match its own digest: it changed after it was written.")
+    manifest, known = read_sealed(path)
     with understood(path):
-        manifest = json.loads(text)
         came = manifest["format"]
         if came != FORMAT:
             raise UserError(
@@ -47,7 +42,18 @@ def read_manifest(path: Path, step: int) -> tuple[dict[str, Any], str]:
         # The digest holds for a renamed file as well, so that the number in the name is compared with the content.
         if manifest["step"] != step or manifest["revision"] not in (0, 1):
             raise DamagedFile(f"{path.name} belongs to step {manifest['step']}: it was copied or renamed.")
-    return manifest, seal(text)
+    return manifest, known
+
+
+def read_sealed(path: Path) -> tuple[Any, str]:
+    """Read a sealed file; return its content and its seal.  Raises DamagedFile if it was changed."""
+    with readable(path):
+        raw = path.read_bytes()
+    text = raw[len(sealed(b"")) - 2 : -2]  # what `sealed` wraps; any other byte is checked by the comparison
+    if raw != sealed(text):
+        raise DamagedFile(f"{path.name} does not match its own digest: it changed after it was written.")
+    with understood(path):
+        return json.loads(text), seal(text)
 
 
 @contextmanager

@@ -46,7 +46,9 @@ def fetch(name: str) -> Path:
     from the recorded digest.
     """
     if name not in MODELS:
-        raise UserError(f"there is no model {name}{did_you_mean(name, MODELS)}\n    there are {', '.join(MODELS)}")
+        raise UserError(
+            f"there is no model {name}{did_you_mean(name, MODELS)}\n    try: ablatio fetch {next(iter(MODELS))}"
+        )
     model = MODELS[name]
     folder = place_of(name)
     if verified(folder):
@@ -71,7 +73,7 @@ def verified(folder: Path) -> bool:
     path = folder / VERIFIED
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")) == _digests(folder))
-    except (OSError, ValueError, EnvironmentFault):
+    except (OSError, ValueError, RecursionError, EnvironmentFault):
         return False
 
 

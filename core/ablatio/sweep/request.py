@@ -75,10 +75,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
     if extended(overrides):
-        raise UserError(
-            "extend= continues one run, so it has no arms\
-    try: ablatio train extend=..., without -m"
-        )
+        raise UserError("extend= continues one run, so it has no arms\n    try: ablatio train extend=..., without -m")
     yaml_files.take_in(overrides)
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
@@ -173,8 +170,9 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     if name not in files:
         why = yaml_files.why_left_out(yaml_files.SWEEP, name) or did_you_mean(name, files)
         path = local_files.beside(name)
-        hint = f"try: +{yaml_files.SWEEP}={path}" if path else f"there are {', '.join(files) or 'none'}"
-        raise UserError(f"there is no sweep {name}{why}\n    {hint}")
+        hint = f"try: +{yaml_files.SWEEP}={path}" if path else "try: ablatio list sweep"
+        there = "" if path else f"\n    there are {', '.join(files) or 'none'}"
+        raise UserError(f"there is no sweep {name}{why}{there}\n    {hint}")
     return files[name].name, files[name].read().get("sweep") or {}
 
 

@@ -1,12 +1,13 @@
 """Jobs planned with older code: which parts have changed since."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ablatio.errors import EnvironmentFault
 from ablatio.registry.registry import REGISTRIES
+from ablatio.storage.json_files import read_object
 from ablatio.sweep.study import is_done, run_folder
 
 
@@ -35,6 +36,6 @@ def changed_parts(folder: Path, jobs: Iterable[str]) -> list[str]:
 
 
 def _parts(run: Path) -> Mapping[str, Any]:
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return dict(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["code"]["parts"])
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, EnvironmentFault):
+        return dict(read_object(run / "manifest.json")["code"]["parts"])
     return {}

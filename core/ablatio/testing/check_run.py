@@ -110,7 +110,7 @@ def _outcomes(which: str, value: str) -> Sequence[outcomes.Outcome]:
                 child.wait()
         if child.returncode not in ENDINGS:
             tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-            raise EnvironmentFault(f"pytest ended with code {child.returncode}\n{tail}")
+            raise EnvironmentFault(f"pytest ended with code {child.returncode}\n{tail}\n    try: ablatio doctor")
         return outcomes.read(results)
 
 

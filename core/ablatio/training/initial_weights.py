@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ablatio.config.compose import compose_run
+from ablatio.config.from_transformers import HINT
 from ablatio.config.inherit import folder_of
 from ablatio.config.words import override_text
 from ablatio.data.types import Tokenizer
@@ -86,7 +87,11 @@ def take_over(
         (taken if fits else anew).append(name)
     if not taken:
         theirs, ours = next(iter(found)), next(iter(model.state_dict()))
-        raise UserError(f"no weight of {folder} fits this model: it has {theirs} ..., this model has {ours} ...")
+        start = f"ablatio train model={settings['start']} model.path={shell_word(folder)}"
+        raise UserError(
+            f"no weight of {folder} fits this model: it has {theirs} ..., this model has {ours} ...\n"
+            f"    try: {start}, without other parts"
+        )
     return TakenOver(str(folder), tuple(taken), tuple(anew), tuple(name for name in found if name not in own))
 
 
@@ -201,11 +206,11 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder} has no weights: a *.safetensors file was expected")
+        raise UserError(f"{folder} has no weights: a *.safetensors file was expected{HINT}")
     found: dict[str, Tensor] = {}
     for path in files:
         try:
             found |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
+            raise UserError(f"{path} cannot be read as a safetensors file: {error}{HINT}") from None
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ablatio.errors import Diverged, UserError
+from ablatio.model.example import mean_measures
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_own, apply_rates, groups_by_role, named_generator, named_seed
@@ -70,6 +71,7 @@ class TrainingModule(pl.LightningModule):
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self._step_losses: list[tuple[Tensor, Tensor]] = []  # summed loss and total weight of the step's batches
+        self._step_measures: list[dict[str, Tensor]] = []  # of the same batches
         self._targets: Tensor | int = 0  # total weight in this step; stays on the device if the targets are weighted
         self._example: Any = None
         self._targets_per_batch = self.settings["batch_size"] * setup.length
@@ -132,10 +134,11 @@ class TrainingModule(pl.LightningModule):
         """
         example = batch["example"]
         self._example = example
-        total, weight, self.measures = self.strategy.loss(example, self._is_last_batch)
+        total, weight, measures = self.strategy.loss(example, self._is_last_batch)
         if not self.rewinds and ranks().world == 1:  # several ranks decide together, at the end of the step
             self._watch(total.detach() / torch.where(weight > 0, weight, 1.0), "loss")  # weight 0: no scored target
         self._step_losses.append((total.detach(), weight))
+        self._step_measures.append(measures)
         # Gradients are summed over the accumulated batches and divided by the true count before the step: a mean of
         # means is wrong if the batches differ in their number of targets.
         # None: the weight is known on the device only, where a sync would wait, or is that of a part of the rows.
@@ -165,7 +168,8 @@ class TrainingModule(pl.LightningModule):
         if isinstance(targets, Tensor) or targets != expected:
             factor = expected / torch.as_tensor(targets, device=self.device).clamp(min=TINIEST)
             self.strategy.scale_gradients(self._trainable, factor)
-        self._targets, self._step_losses = 0, []
+        self.measures = mean_measures(self._step_measures, [weight for _, weight in self._step_losses])
+        self._targets, self._step_losses, self._step_measures = 0, [], []
         if ranks().world > 1:
             if not self.rewinds:
                 self._watch(loss, "loss")

@@ -104,7 +104,10 @@ class PreparedRun:
             self.task.ask(name, self.model)
         except NotImplementedError:
             task = self.config["task"]["name"]
-            raise UserError(f"task={task} does not support --objective {name}: it has one loss only") from None
+            raise UserError(
+                f"task={task} does not support --objective {name}: it has one loss only\n"
+                "    try: ablatio evaluate RUN, without --objective"
+            ) from None
 
     def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
         """Score the model with its task: {name: value}, the names in the task's `scores` and its counts and errors."""

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ablatio.config.inherit import folder_tokenizer
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.number_format import without_autocast
 from ablatio.model.rl.answers import Answer, step_tokens
+from ablatio.storage.paths import shell_word
 from ablatio.training.restore import restore_model
 from ablatio.training.run_folder import refuse_living
 
@@ -71,7 +73,7 @@ def open_reward(path: str, tokenizer: Tokenizer) -> TrainedReward:
     theirs, ours = found.tokenizer.vocab_size, tokenizer.vocab_size
     if theirs != ours:
         raise UserError(
-            f"the reward model {path} has {theirs} token ids and this run's tokenizer {ours}; train both with the same "
-            "tokenizer and source"
+            f"the reward model {path} has {theirs} token ids and this run's tokenizer {ours}; both need the same one\n"
+            f"    try: tokenizer={folder_tokenizer().name} tokenizer.path={shell_word(path)}"
         )
     return TrainedReward(found.model, found.heads[HEAD], tokenizer)

@@ -23,6 +23,7 @@ from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.collector import collect_in_training
 from ablatio.storage.early_stop import training
 from ablatio.storage.json_files import read_object
+from ablatio.storage.paths import shell_word
 from ablatio.storage.secrets import redact
 from ablatio.training import provenance
 from ablatio.training.budget import settled
@@ -211,7 +212,10 @@ def _recorded(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except FileNotFoundError:
-        raise EnvironmentFault(f"{path} is missing, which a run writes at its beginning") from None
+        raise EnvironmentFault(
+            f"{path} is missing, which a run writes at its beginning\n"
+            f"    try: ablatio train model=run model.path={shell_word(path.parent)}, a new run from its weights"
+        ) from None
 
 
 def _class_names(callbacks: Sequence[Any]) -> dict[str, Any]:

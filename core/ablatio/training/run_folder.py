@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 import time
@@ -224,8 +225,8 @@ def _refuse_missing_parts(config: Mapping[str, Any], folder: Path) -> None:
     if not missing:
         return
     try:
-        recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["code"]["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        recorded = dict(read_object(folder / "manifest.json")["code"]["parts"])
+    except (OSError, ValueError, KeyError, TypeError, EnvironmentFault):
         recorded = {}
     kind, name = missing[0]
     record = recorded.get(f"{kind}/{name}", {})
@@ -258,7 +259,14 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
             raw, config = config, OmegaConf.to_container(node, resolve=True)
             from_environment(node, raw, config)
     except OmegaConfBaseException as error:  # for example an environment variable that is not set
-        raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
+        what = str(error).splitlines()[0]
+        named = re.search(r"[Vv]ariable '(\w+)'", what)
+        hint = (
+            f"export {named[1]}=..., and the same command"
+            if named
+            else f"ablatio runs {shell_word(Path(where).parent)}"
+        )
+        raise UserError(f"{where} cannot be resolved here: {what}\n    try: {hint}") from None
     config, renames = renamed.current_config(config)
     if renames:
         print(f"ablatio: {where} was written by an older version; read as {', '.join(renames)}", file=sys.stderr)

@@ -26,7 +26,10 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float
 
 
 def clip_metrics(ratio: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float) -> Metrics:
-    """Share of tokens (or answers) without gradient because their ratio is clipped, and the mean ratio: scalars."""
+    """Share of tokens (or answers) whose ratio is clipped in the direction of A, and the mean ratio: scalars.
+
+    With `clipped_surrogate` these are the tokens without gradient; a method that clips a weight keeps theirs (CISPO).
+    """
     ratio = ratio.detach()
     # Only these two cases lose their gradient; a ratio outside the interval on the other side of A is not clipped (see
     # the minimum above).

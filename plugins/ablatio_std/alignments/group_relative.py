@@ -221,7 +221,8 @@ class LUSPO(GSPO):
 class CISPO(Grouped):
     """L = -stop_gradient(min(ratio, clip_high)) A log p, the mean over all tokens of the step.
 
-    The weight is clipped, not the update, so that every token keeps its gradient.
+    The weight is clipped, not the update, so that every token keeps its gradient: train/clip_fraction is the share of
+    tokens with A > 0 whose weight is clipped, as in trl.
     """
 
     detached = True
@@ -235,7 +236,7 @@ class CISPO(Grouped):
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
-        # clip and clip_high serve the metrics here: 1 - clip = 0 clips nothing below, as the paper does.
+        # clip and clip_high serve train/clip_fraction: 1 - clip = 0 clips nothing below, as the paper does.
         self.group, self.most, self.clip_high, self.clip, self.beta = group, clip_high, clip_high - 1, 1.0, beta
         self.epochs, self.minibatches = epochs, minibatches
 

@@ -184,7 +184,9 @@ _Loader.add_constructor("!function", _refuse_function)
 def _read(path: Path, depth: int) -> dict[str, Any]:
     """Settings of a file; those that it includes come first and are replaced by its own."""
     if depth > DEEPEST:
-        raise UserError(f"{path}: files include one another more than {DEEPEST} deep")
+        raise UserError(
+            f"{path}: files include one another more than {DEEPEST} deep\n    try: one file without `include`"
+        )
     try:
         with path.open(encoding="utf-8") as file:
             data = _Loader(file).get_single_data()  # a SafeLoader
@@ -196,7 +198,8 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         said = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: no YAML: {said}\n    try: a task file of lm-eval") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError(f'{path}: expected a task file with settings by name, as `doc_to_text: "{{{{question}}}}"`')
+        raise UserError(f'{path}: expected a task file with settings by name, as `doc_to_text: "{{{{question}}}}"`\n'
+                        "    try: a task file of lm-eval")  # fmt: skip
     included = data.get("include")
     base: dict[str, Any] = {}
     for name in included if isinstance(included, list) else [included] if included else []:

@@ -38,6 +38,7 @@ class TaskFile:
     """
 
     labels = ()
+    reads_tasks = True
 
     def __init__(
         self,

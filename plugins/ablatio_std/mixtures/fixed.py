@@ -7,6 +7,14 @@ from ablatio import NonNegative, Positive, Schedulable, mixtures, rule
 from ablatio.data.mixtures import Pool, shares_of
 from ablatio.errors import UserError
 
+rule(
+    when="mixture is not None and not facts.source.combines",
+    why="mixture={mixture.name} draws from several sources, and source={source.name} is one; source=several "
+    "source.of=[sotu,zh_classics] are two",
+    fix="mixture=null",
+    where="mixture",
+)
+
 
 @mixtures.register("weights", paper="arXiv:2302.13971")
 class Weights:

@@ -81,11 +81,16 @@ class Foreach(Optimizer):
             if p.grad is not None:
                 state = self.state[p]
                 if not state:
-                    state |= {"t": 0, **self.start(group, p)}
+                    state |= self.first(group, p)
                 state["t"] += 1
                 counts.setdefault(state["t"], []).append(p)
         for t, w in counts.items():
             yield t, w, [p.grad for p in w if p.grad is not None]
+
+    def first(self, group: Group, p: Tensor) -> dict[str, Any]:
+        """State of a parameter before its first step."""
+        # Contiguous, as a checkpoint gives it back: products of other strides round in another way.
+        return {"t": 0, **{name: value.contiguous() for name, value in self.start(group, p).items()}}
 
     def of(self, w: Tensors) -> list[Tensors]:
         """Return the buffers of these weights: one list of tensors for each name."""

@@ -92,7 +92,7 @@ class Sophia(Foreach):
         for (group, p), g in zip(due, sampled, strict=True):
             state = self.state[p]
             if not state:
-                state |= {"t": 0, **self.start(group, p)}
+                state |= self.first(group, p)
             b2 = group["betas"][1]
             state["h"].mul_(b2)
             if g is not None:

@@ -116,7 +116,7 @@ class HuggingFace:
         if self.method not in known:
             raise UserError(
                 f"peft.method={self.method}: the library peft has no such method{did_you_mean(self.method, known)}; "
-                f"known methods: {', '.join(sorted(known))}"
+                f"known methods: {', '.join(sorted(known))}\n    try: peft.method=lora"
             )
         made = CONFIGS[known[self.method]]
         fields = {field.name: field for field in dataclasses.fields(made) if field.init}

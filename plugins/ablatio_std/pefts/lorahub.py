@@ -85,13 +85,17 @@ class LoraHub(LayerPeft):
             refuse_other_base(folder, index, model)
             part = pefts.build(index["peft"]["name"], {k: v for k, v in index["peft"].items() if k != "name"})
             if index["peft"]["name"] != "lora":
-                raise UserError(f"{folder} holds peft={index['peft']['name']}; lorahub mixes peft=lora only")
+                raise UserError(f"{folder} holds peft={index['peft']['name']}; lorahub mixes peft=lora only\n"
+                                "    try: peft=lora, and then ablatio export RUN --adapter DIR")  # fmt: skip
             scales.add(part.scale)
             self.held.append(tensors)
         shapes = [{name: t.shape for name, t in tensors.items()} for tensors in self.held]
         # The mixture is one LoRA: sums of A and of B need one rank and one scale.
         if any(s != shapes[0] for s in shapes) or len(scales) > 1:
-            raise UserError("the LoRAs of peft.adapters differ in targets, rank or alpha and cannot be mixed")
+            raise UserError(
+                "the LoRAs of peft.adapters differ in targets, rank or alpha and cannot be mixed\n"
+                f"    try: peft.adapters=[{self.folders[0]}], and others that were trained with the same settings"
+            )
         self.scale, self.seed = scales.pop(), seed
         self.weights = nn.Parameter(torch.zeros(len(self.folders)))
         self.targets = tuple(n.removesuffix(".adapter.lora_A") for n in self.held[0] if n.endswith("lora_A"))

@@ -20,12 +20,20 @@ CONCLUSION = "The answer is"
 
 def probabilities(llm: TextModel, text: str, choices: Sequence[str]) -> NDArray[np.float64]:
     """p(choice | text), normalized over the choices: (C,)."""
+    found: NDArray[np.float64] = np.exp(log_probabilities(llm, text, choices))
+    return found
+
+
+def log_probabilities(llm: TextModel, text: str, choices: Sequence[str]) -> NDArray[np.float64]:
+    """log p(choice | text) in nats, normalized over the choices: (C,)."""
     # A choice follows "A:" after a space, as answers do in the shots: another spelling would be other tokens.
-    scores = llm.score([text] * len(choices), [f" {choice}" for choice in choices])
-    # The largest is subtracted since exp of a long choice's score (-800, say) is 0, and 0 / 0 no probability.
-    chances = np.exp(scores - scores.max())
-    normalized: NDArray[np.float64] = chances / chances.sum()
-    return normalized
+    return log_normalized(llm.score([text] * len(choices), [f" {choice}" for choice in choices]))
+
+
+def log_normalized(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """scores - log sum exp scores: (C,) -> (C,).  Finite where exp of a long choice's score (-800, say) is 0."""
+    found: NDArray[np.float64] = scores - np.logaddexp.reduce(scores)
+    return found
 
 
 def chosen(choices: Sequence[str], chances: NDArray[np.float64]) -> Reply:

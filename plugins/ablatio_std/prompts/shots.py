@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ablatio import Positive, prompts
 from ablatio.model.prompting.types import Example, Form, Question, Reply, TextModel
-from ablatio_std.prompts._common import Parse, Shots, chosen, labels_of, one_answer, probabilities
+from ablatio_std.prompts._common import Parse, Shots, chosen, labels_of, log_normalized, log_probabilities, one_answer
 from ablatio_std.prompts._selection import Choice, Order, Selection
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -79,16 +79,21 @@ class FewShot:
         labels = labels_of(question, examples)
         # Behind the same shots, whose bias is what is measured.
         lead = text.removesuffix(self.form.ask(question.text))
-        empty = [probabilities(llm, lead + self.blank(content), labels) for content in CONTENT_FREE]
-        return chosen(labels, calibrated(probabilities(llm, text, labels), np.mean(empty, axis=0)))
+        empty = np.array([log_probabilities(llm, lead + self.blank(content), labels) for content in CONTENT_FREE])
+        return chosen(labels, calibrated(log_probabilities(llm, text, labels), empty))
 
     def blank(self, content: str) -> str:
         """A question without content."""
         return f"{self.form.question}{content}{self.form.answer}"
 
 
-def calibrated(chances: NDArray[np.float64], empty: NDArray[np.float64]) -> NDArray[np.float64]:
-    """softmax(W p) of the paper has the argmax of W p, W = diag(p_empty)^-1; here W p is normalized: (C,) -> (C,)."""
-    weighted = chances / empty
-    normalized: NDArray[np.float64] = weighted / weighted.sum()
-    return normalized
+def calibrated(logs: NDArray[np.float64], empty: NDArray[np.float64]) -> NDArray[np.float64]:
+    """softmax(W p) of the paper has the argmax of W p, W = diag(p_empty)^-1; here W p is normalized: (C,) -> (C,).
+
+    logs   log p of the choices in nats
+    empty  the same for each input without content: (N, C); p_empty is their mean
+    """
+    # In logs, since p / p_empty is 0 / 0 where a choice is 745 nats or more behind the best one in both.
+    mean = np.logaddexp.reduce(empty) - np.log(len(empty))
+    found: NDArray[np.float64] = np.exp(log_normalized(logs - mean))
+    return found

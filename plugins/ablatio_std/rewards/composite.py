@@ -18,8 +18,11 @@ ScoreFunction = Callable[[Answer], float]
 def _function(name: str, user: str) -> ScoreFunction:
     """Build a rule by name, with its default knobs, for the reward `user`."""
     if rewards[name].wiring != ("answer",):
-        known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
-        raise UserError(f"reward={user} takes functions of one answer, and {name} is not one; choose one of {known}")
+        known = [e.name for e in rewards if e.wiring == ("answer",)]
+        raise UserError(
+            f"reward={user} takes functions of one answer, and {name} is not one; those are {', '.join(known)}\n"
+            f"    try: reward={known[0]}"
+        )
     made: Any = rewards.build(name)
     return made  # type: ignore[no-any-return]
 

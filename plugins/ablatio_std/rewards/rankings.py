@@ -40,9 +40,10 @@ class Ranking:
     ) -> None:
         form = rewards[function].wiring
         if form not in FORMS:
-            known = ", ".join(e.name for e in rewards if e.wiring in FORMS)
+            known = [e.name for e in rewards if e.wiring in FORMS]
             raise UserError(
-                f"reward=ranking takes a function of one or two answers, and {function} is not one; choose from {known}"
+                f"reward=ranking takes a function of one or two answers, and {function} is not one; those are "
+                f"{', '.join(known)}\n    try: reward.function={known[0]}"
             )
         made: Any = rewards.build(function)
         self.wins: Callable[[Answer, Answer], float] = made if len(form) == 2 else _by_number(made)

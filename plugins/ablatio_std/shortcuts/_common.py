@@ -19,6 +19,7 @@ def recall(layer: int, ctx: Context) -> Tensor:
     """Return what `remember` kept for this layer."""
 
     def missing() -> Any:
-        raise UserError(f"layer {layer} kept no state for the shortcut, as the layers were not run in order from 0")
+        raise UserError(f"layer {layer} kept no state for the shortcut, as the layers were not run in order from 0\n"
+                            "    try: ablatio show shortcut --author")  # fmt: skip
 
     return ctx.passed_on((KEY, layer), missing)

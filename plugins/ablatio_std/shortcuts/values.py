@@ -65,7 +65,8 @@ class ValueEmbeddings(nn.Module):
     def look_up(self, tokens: Tensor) -> Any:
         """Return the rows of this layer's table: (B, T) -> (B, T, width)."""
         if self.table is None:
-            raise UserError(f"layer {self.layer} uses the value embeddings of layer {self.owner}, which did not run")
+            raise UserError(f"layer {self.layer} uses the value embeddings of layer {self.owner}, which did not run\n"
+                            "    try: ablatio show shortcut --author")  # fmt: skip
         return self.table(tokens)
 
     def mixed(self, found: Tensor, v: Tensor, x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from ablatio.errors import UserError
 from ablatio.storage.atomic_write import write_text
 from ablatio.storage.paths import cache_root
 
+from ._records import as_documents
+
 _WORD = re.compile(r"[a-z0-9]+")
 FILE = "instructions.jsonl"
 
@@ -112,7 +114,7 @@ class WrittenInstructions:
             yield Conversation(messages, f"{self.name}:{number}:{found.origin}")
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(c.text, c.id, c.split) for c in self.conversations())
+        yield from as_documents(self.conversations())
 
 
 def read_seeds(files: Sequence[Path]) -> Iterator[Instruction]:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,19 @@ from ablatio.data.records import (
     records,
     refuse,
 )
-from ablatio.data.types import Document
+from ablatio.data.types import Conversation, Document, Feedback
 from ablatio.errors import UserError
 
 PATH = "a file, a folder or a glob, or several separated by `:`; .gz, .xz and .zst are decompressed"
 COLUMN = "column (field) that holds the text"
 ON_ERROR = "rows that cannot be used: fail at the first, or skip them, counted and logged"
 OnError = Literal["fail", "skip"]
+
+
+def as_documents(items: Iterable[Conversation | Feedback]) -> Iterator[Document]:
+    """Conversations or feedback as documents, whose texts train a tokenizer and are counted."""
+    for item in items:
+        yield Document(item.text, item.id, item.split)
 
 
 class ColumnOfText:

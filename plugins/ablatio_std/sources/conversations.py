@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from ablatio import Range, sources
+from ablatio import Range, rule, sources
 from ablatio.data.data_files import Place, files_digest, find_files, invalid_data, shown
 from ablatio.data.records import ENDINGS, Record, UnusedFields, checked_text, records
 from ablatio.data.types import Conversation, Document, Message
 from ablatio.errors import UserError
 
+from ._records import as_documents
 from ._turns import SWITCHES, Reader, role_of, until_last_answer, with_system
 
 LAYOUTS = {
@@ -33,6 +34,14 @@ FIELDS = {
 _NODE = {"role", "text", "replies", *SWITCHES}
 DEEPEST = 100  # messages of a path in a dialogue tree
 Layout = Literal["auto", "alpaca", "sharegpt", "messages", "tree", "completion"]
+
+
+rule(
+    when="facts.task.accepts not in facts.source.uses",
+    why="task={task.name} accepts {facts.task.accepts}, and source={source.name} provides {facts.source.uses}",
+    fix="source={'gsm_symbolic' if facts.task.accepts == 'conversations' else 'sentiment'}",
+    where="source",
+)
 
 
 @sources.register("chats")
@@ -77,7 +86,7 @@ class Chats:
         self.unused_fields = unused.close("chats")
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(c.text, c.id, c.split) for c in self.conversations())
+        yield from as_documents(self.conversations())
 
     def fingerprint(self) -> str:
         by = [] if self.split_by == "question" else [self.split_by]
@@ -116,7 +125,7 @@ class GsmSymbolic:
             yield Conversation(messages, f"gsm_symbolic:{self.seed}:{i}")
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(c.text, c.id, c.split) for c in self.conversations())
+        yield from as_documents(self.conversations())
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"gsm_symbolic-1 {self.size} {self.seed} {self.worked}".encode()).hexdigest()

@@ -17,6 +17,7 @@ from ablatio.data.types import Conversation, Document, Feedback, Message
 from ablatio.errors import UserError
 
 from ._judged import feedback_of
+from ._records import as_documents
 
 
 @sources.register("feedback")
@@ -59,7 +60,7 @@ class FeedbackLines:
         yield from _demonstrations(self.feedback())
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(f.text, f.id, f.split) for f in self.feedback())
+        yield from as_documents(self.feedback())
 
     def fingerprint(self) -> str:
         by = [] if self.split_by == "prompt" else [self.split_by]
@@ -137,7 +138,7 @@ class Sentiment:
                 yield Conversation((*line.prompt, Message("assistant", answer)), f"{line.id}/{i}", line.split)
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(f.text, f.id, f.split) for f in self.feedback())
+        yield from as_documents(self.feedback())
 
     def fingerprint(self) -> str:
         knobs = (self.size, self.answers, self.opening, self.gap, self.seed, sources.build("sotu").fingerprint())

@@ -35,8 +35,11 @@ class Rated:
         untagged: Annotated[float, Fraction, "share of sentences without a tag"] = 0.01,
     ) -> None:
         if rewards[reward].wiring != ("answer",):
-            known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
-            raise UserError(f"source.reward={reward} is no rule for one text; choose one of {known}")
+            known = [e.name for e in rewards if e.wiring == ("answer",)]
+            raise UserError(
+                f"source.reward={reward} is no rule for one text; those are {', '.join(known)}\n"
+                f"    try: source.reward={known[0]}"
+            )
         if of == "rated":
             raise UserError("source.of=rated would tag the tags\n    try: source.of=sotu")
         self.source: Any = sources.build(of)

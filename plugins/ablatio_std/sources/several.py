@@ -40,7 +40,7 @@ class Several:
             if sources[name].facts["combines"]:
                 raise UserError(f"source.of: {name} consists of sources itself\n    try: source.of=[sotu,zh_classics]")
             if sources[name].wiring:
-                raise UserError(f"source.of: {name} needs a run, and can only be used alone: source={name}")
+                raise UserError(f"source.of: {name} needs a run, and can only be used alone\n    try: source={name}")
             yield written, sources.build(name, {"path": path} if colon else {})
 
     def parts(self) -> dict[str, Source]:

@@ -39,8 +39,10 @@ class AssociativeRecall:
         seed: Annotated[int, Range(0, 2**31), "seed of the texts"] = 0,
     ) -> None:
         if length < 5 * pairs + 1:
+            needed = 5 * pairs + 1
             raise UserError(
-                f"source.length={length} is too short: {pairs} pairs and as many questions need {5 * pairs + 1} tokens"
+                f"source.length={length} is too short: {pairs} pairs and as many questions need {needed} tokens\n"
+                f"    try: source.length={needed}"
             )
         self.length, self.pairs, self.texts, self.seed = length, pairs, texts, seed
 

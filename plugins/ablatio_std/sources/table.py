@@ -12,7 +12,7 @@ from ablatio.data.tables import no_column
 from ablatio.data.types import Conversation, Document, Message
 from ablatio.errors import UserError
 
-from ._records import ON_ERROR, PATH, OnError
+from ._records import ON_ERROR, PATH, OnError, as_documents
 
 _COLUMN = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
 
@@ -78,7 +78,7 @@ class Table:
             yield Conversation((Message("user", question), Message("assistant", answer)), name, key=key)
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(c.text, c.id, c.split) for c in self.conversations())
+        yield from as_documents(self.conversations())
 
     def fingerprint(self) -> str:
         files = find_files(self.path, "table", ENDINGS, "data.csv")

@@ -9,6 +9,8 @@ import numpy as np
 from ablatio import Fraction, Range, sources
 from ablatio.data.types import Conversation, Document, Feedback, Message
 
+from ._records import as_documents
+
 
 @sources.register("worked_sums")
 class WorkedSums:
@@ -68,7 +70,7 @@ class WorkedSums:
             )  # fmt: skip
 
     def documents(self) -> Iterator[Document]:
-        yield from (Document(c.text, c.id, c.split) for c in self.conversations())
+        yield from as_documents(self.conversations())
 
     def fingerprint(self) -> str:
         knobs = self.size, self.terms, self.worked, self.few, self.seed

@@ -240,17 +240,20 @@ class RolloutSampler:
         self.asked, self.work = int(state["asked"]), Work(**state["work"])
 
 
+INSIDE = "\n    try: ablatio train task=policy"
+
+
 def reward_of(setup: TaskContext, name: str, tokenizer: Tokenizer) -> Reward:
     """Build the config's reward as a function of answers."""
 
     def open_run(path: str) -> Callable[[Sequence[Answer]], Tensor]:
         if setup.open_reward is None:
-            raise UserError("reward=model can only be used inside a run, which loads the reward model")
+            raise UserError(f"reward={name} can only be used inside a run, which loads the reward model{INSIDE}")
         return setup.open_reward(path, tokenizer)
 
     def open_model(path: str, key: str) -> Any:
         if setup.open_model is None:
-            raise UserError(f"reward={name} can only be used inside a run, which loads its model")
+            raise UserError(f"reward={name} can only be used inside a run, which loads its model{INSIDE}")
         return setup.open_model(path, key)
 
     if rewards[name].wiring == ("answer", "other"):
@@ -286,6 +289,9 @@ def processors_of(setup: TaskContext) -> LogitsProcessors | None:
 def rule_of(name: str) -> Reward:
     """Build a reward rule by name, with its default knobs; UserError if it is not a function of one answer."""
     if rewards[name].wiring != ("answer",):
-        known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
-        raise UserError(f"task.gold={name} is not a function of one answer; choose one of {known}")
+        known = [e.name for e in rewards if e.wiring == ("answer",)]
+        raise UserError(
+            f"task.gold={name} is not a function of one answer; those are {', '.join(known)}\n"
+            f"    try: task.gold={known[0]}"
+        )
     return one_by_one(rewards.build(name), name)

@@ -1,6 +1,7 @@
 """Self-training: a model writes answers to the questions of a source, and is trained on those that a reward accepts."""
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -183,12 +184,16 @@ class SelfTraining(SupervisedFineTuning):
         if self.writer_path is None:
             return model
         if self.setup.open_model is None:
-            raise UserError("task.writer can only be used inside a run, which loads the model that writes")
+            raise UserError(
+                "task.writer can only be used inside a run, which loads the model that writes\n"
+                "    try: ablatio train task=self_training"
+            )
         opened = self.setup.open_model(self.writer_path, "task.writer")
         if opened.tokenizer.vocab_size != self.tokenizer.vocab_size:
             raise UserError(
                 f"task.writer={self.writer_path} has {opened.tokenizer.vocab_size} token ids, and this run "
-                f"{self.tokenizer.vocab_size}; both need the same tokenizer and template"
+                f"{self.tokenizer.vocab_size}; both need the same tokenizer and template\n"
+                f"    try: tokenizer=pretrained tokenizer.path={shlex.quote(self.writer_path)}"
             )
         found: LanguageModel = opened.model.to(next(model.parameters()).device)
         return found

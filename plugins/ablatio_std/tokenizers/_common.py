@@ -1,10 +1,9 @@
 """Shared by tokenizers: GPT-2's byte alphabet, decoding of ids, and reading a saved state."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from ablatio.errors import DamagedFile
+from ablatio.storage.json_files import parse_object
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -28,8 +27,4 @@ def text_of(table: Sequence[bytes], ids: Sequence[int]) -> str:
 
 def state_of(text: str) -> dict[str, Any]:
     """Parse a saved tokenizer state; DamagedFile if it is not JSON."""
-    try:
-        state = json.loads(text)
-    except ValueError as error:
-        raise DamagedFile(f"the tokenizer state is not valid JSON ({error}); delete it and train again") from error
-    return state if isinstance(state, dict) else {}
+    return parse_object(text, "the tokenizer state")

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from ablatio import tokenizers
 from ablatio.data.types import Ids, Tokenizer, token_type
-from ablatio.errors import DamagedFile, UserError
+from ablatio.errors import AblatioError, DamagedFile, UserError
+from ablatio.storage.json_files import damaged, read_object, read_object_if_any
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 from ablatio_std.tokenizers._sentencepiece import SentencePiece
 
+HINT = "\n    try: ablatio fetch smollm2"
 _AT_ONCE = 64  # texts per batch: the library keeps over a hundred bytes of memory per token
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")  # end-of-document tokens tried in this order
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # SentencePiece's notation of a byte that is not a whole character
@@ -173,29 +175,36 @@ def pretrained(
         raise UserError(
             f"tokenizer.path{f': there is no {file}' if path else ' is empty'}; expected the folder of a run or a "
             "model, or a file tokenizer.json or tokenizer.model"
-            "\n    try: ablatio fetch smollm2"
+            f"{HINT}"
         )
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file} holds a {type(data).__name__}; expected a tokenizer")
+        with damaged(str(file), "a tokenizer"):
+            return _read(file, eos)
+    except (DamagedFile, UserError) as error:  # of the file, or of the tokenizer's knobs or state in it
+        where = "" if str(file.parent) in str(error) else f"{file}: "
+        raise UserError(f"{where}{error}{'' if 'try: ' in str(error) else HINT}") from None
+
+
+def _read(file: Path, eos: str | None) -> Tokenizer:
+    """The tokenizer in a JSON file of a run, of transformers or of the library tokenizers; else DamagedFile."""
+    data = read_object(file, {"state": str, "name": str, "knobs": dict})
     adds = _added_by_config(file.parent)
     if "state" in data:  # written by a run: name and knobs of the option, and its trained state
         if data["name"] != "pretrained":
-            found: Any = tokenizers.build(str(data["name"]), data["knobs"])
+            found: Any = tokenizers.build(data["name"], data["knobs"])
             found.restore(data["state"])
             found.trained = False  # it must not be trained again on other documents
             found.made_as = {"name": data["name"], "knobs": data["knobs"]}
-            return found
+            return found  # type: ignore[no-any-return]
         state = state_of(data["state"])
         data, eos, adds = state["model"], state["eos"], {"bos": state.get("bos")}
+    end = _answer_end(file.parent)
     try:
-        model = hf.Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the library raises plain Exceptions for files that it cannot parse
-        raise UserError(f"{file} cannot be read as a tokenizer: {error}") from None
-    return Fast(model, eos, _answer_end(file.parent), str(file), adds)
+        return Fast(hf.Tokenizer.from_str(json.dumps(data)), eos, end, str(file), adds)
+    except AblatioError:
+        raise
+    except Exception as error:  # the library raises plain Exceptions for what it cannot parse or use
+        raise UserError(f"{file} cannot be read as a tokenizer: {error}{HINT}") from None
 
 
 def _added_tokens(model: hf.Tokenizer) -> tuple[list[int], list[int]]:
@@ -208,8 +217,7 @@ def _added_tokens(model: hf.Tokenizer) -> tuple[list[int], list[int]]:
 
 def _added_by_config(folder: Path) -> dict[str, str | None]:
     """{"bos": its name, or None} if tokenizer_config.json says whether bos is added; {} if it does not say."""
-    path = folder / "tokenizer_config.json"
-    data: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    data = read_object_if_any(folder / "tokenizer_config.json")
     if not isinstance(data.get("add_bos_token"), bool):
         return {}
     token = data.get("bos_token")
@@ -223,6 +231,5 @@ def _answer_end(folder: Path) -> str:
     In chat models it ends answers, so it serves as end-of-document token only if the tokenizer has none of the usual
     ones.
     """
-    path = folder / "tokenizer_config.json"
-    token: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.exists() else None
+    token = read_object_if_any(folder / "tokenizer_config.json").get("eos_token")
     return str(token.get("content") if isinstance(token, dict) else token or "")

@@ -190,7 +190,8 @@ class Symbols:
     ) -> None:
         if len(set(alphabet)) != len(alphabet):
             twice = next(c for i, c in enumerate(alphabet) if c in alphabet[:i])
-            raise UserError(f"tokenizer.alphabet contains {twice!r} more than once; expected each character once")
+            raise UserError(f"tokenizer.alphabet contains {twice!r} more than once; expected each character once\n"
+                            "    try: ablatio show tokenizer=symbols")  # fmt: skip
         self.alphabet, self.halves = alphabet, len(alphabet)
         self.eos = len(alphabet) + 32
         self.vocab_size = self.eos + 1

@@ -107,6 +107,27 @@ def test_clip_fraction_counts_what_has_no_gradient(name):
     assert (float(share) > 0) == (name not in ("sapo", "vespo"))
 
 
+@pytest.mark.oracle("alignment=cispo", "a loop over tokens, clipped weights and gradients")
+def test_cispo_clips_weights_and_keeps_gradients():
+    method, words = made("cispo", group=4, beta=0.0, clip_high=1.1)
+    noise = torch.randn(words["logps"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    words["old_logps"] = (words["logps"] + 0.4 * noise) * words["mask"]
+    words["advantages"] = advantages(method, words).advantages
+    _, given, metrics = loss(method, words)
+    clipped, total = 0, 0
+    for row, a in enumerate(words["advantages"].tolist()):
+        for new, old, counts, slope in zip(
+            *(words[k][row].tolist() for k in ("logps", "old_logps", "mask")),
+            given["logps"].grad[row].tolist(),
+            strict=True,
+        ):
+            total += counts > 0
+            clipped += counts > 0 and math.exp(new - old) > 1.1 and a > 0
+            weight = min(math.exp(new - old), 1.1) if counts else 0.0
+            assert slope == pytest.approx(-weight * a / float(words["tokens"]), abs=1e-12)
+    assert 0 < clipped < total and float(metrics["train/clip_fraction"]) == pytest.approx(clipped / total)
+
+
 @pytest.mark.oracle("alignment=grpo", "float64 loop, advantages")
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_group_advantages_equal_a_loop(scale):

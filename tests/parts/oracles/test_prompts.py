@@ -136,6 +136,23 @@ def test_calibration_divides_by_the_probabilities_without_content() -> None:
     )
 
 
+@pytest.mark.oracle("prompt=few_shot", "differences of log-probabilities, far beyond the range of exp")
+@pytest.mark.parametrize("far", [1.0, 700.0, 800.0, 5000.0])
+def test_calibration_of_choices_that_are_far_apart(far: float) -> None:
+    """log p(bad | text) - log p(good | text) is what the contents add to `far`, however large it is."""
+    behind = {"a new text": 2.0, "N/A": 0.5, "": 0.5, "[MASK]": 0.5}
+
+    def scores(prompt: str, answer: str) -> float:
+        asked = prompt.rpartition("Q: ")[2].removesuffix("\nA:")
+        return -far - behind[asked] if answer == " bad" else -1.0
+
+    reply = build("few_shot", {"shots": 2, "calibrate": True}).answer(ScriptedModel(scores=scores), LABELLED, TEXT)
+    found = dict(zip(TEXT.choices, reply.choice_probabilities, strict=True))
+    # The contents give equal odds, so that those of W p are e^(0.5 - 2).
+    assert found["bad"] / found["good"] == pytest.approx(np.exp(behind["N/A"] - behind["a new text"]))
+    assert sum(found.values()) == pytest.approx(1) and reply.answer == "good"
+
+
 @pytest.mark.oracle("prompt=chain_of_thought", "the texts of its calls written out")
 def test_chain_of_thought() -> None:
     llm = ScriptedModel(lambda prompt, n: " We add 4 to 3. The answer is 7.\n\nQ: x")

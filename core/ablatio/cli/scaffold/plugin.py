@@ -104,7 +104,9 @@ def new_plugin(name: str, folder: Path, kinds: Sequence[str] = ("norm",)) -> Pat
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EnvironmentFault(f"{place} cannot be written: {error.strerror}") from None
+        raise EnvironmentFault(
+            f"{place} cannot be written: {error.strerror}\n    try: ablatio new-plugin {name} --in ."
+        ) from None
     return place
 
 

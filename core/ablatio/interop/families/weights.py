@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ablatio.config.from_transformers import HINT
 from ablatio.errors import UserError
 
 Join = Callable[[Sequence[Tensor]], Tensor]
@@ -112,7 +113,10 @@ def to_native_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap
             if names[0] in left:
                 found[f"{module.native}.{kind}"] = module.join([left.pop(name) for name in names])
     if left:
-        raise UserError(f"{next(iter(left))} has no counterpart in the transformers class ({len(left)} such tensors)")
+        raise UserError(
+            f"{next(iter(left))} has no counterpart in the transformers class ({len(left)} such tensors)\n"
+            "    try: --as ablatio"
+        )
     return found
 
 
@@ -131,7 +135,7 @@ def to_own_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap]) 
                 found |= {f"{name}.{kind}": part for name, part in zip(module.names, parts, strict=True)}
     if left:
         names = ", ".join(list(left)[:4])
-        raise UserError(f"{names} has no counterpart in ablatio's model ({len(left)} such tensors)")
+        raise UserError(f"{names} has no counterpart in ablatio's model ({len(left)} such tensors){HINT}")
     return found
 
 

@@ -58,12 +58,15 @@ class Ending:
         if "" in self.strings:
             raise UserError('a stop string is empty, and every text contains it\n    try: --stop "."')
         if self.strings and self.text_of is None:
-            raise UserError("stop strings need `text_of`, the function from token ids to text")
+            raise UserError("stop strings need the function from token ids to text\n    try: text_of=tokenizer.decode")
         if any(not c for c in self.choices):
             raise UserError('a choice is empty; expected at least one token\n    try: --choices "yes|no"')
         inner = [c for c in self.choices if any(o[: len(c)] == c for o in self.choices if o != c)]
         if inner and not self.stop_ids:
-            raise UserError(f"the choice {list(inner[0])} begins another one, and no stop token can end it")
+            raise UserError(
+                f"the choice {list(inner[0])} begins another one, and no stop token can end it\n"
+                '    try: --choices "yes.|yes, of course."'
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,10 +102,15 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> None:
     """Raise UserError if a prompt is empty, has unknown ids or is longer than the context."""
     if not all(map(len, prompts)):
         empty = next(i for i, p in enumerate(prompts) if not len(p))
-        raise UserError(f"prompt {empty} has no token; expected at least the one that opens a text")
+        raise UserError(
+            f"prompt {empty} has no token; expected at least the one that opens a text\n    try: [tokenizer.eos]"
+        )
     unknown = [i for p in prompts for i in p if not 0 <= i < model.vocab_size]
     if unknown:
-        raise UserError(f"a prompt has the token id {unknown[0]}; expected ids from 0 to {model.vocab_size - 1}")
+        raise UserError(
+            f"a prompt has the token id {unknown[0]}; expected ids from 0 to {model.vocab_size - 1}\n"
+            "    try: the ids of the run's own tokenizer"
+        )
     longest = max(map(len, prompts))
     if not model.model.reaches(longest):
         raise UserError(

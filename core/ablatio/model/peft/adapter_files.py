@@ -5,7 +5,6 @@ adapter.safetensors  the tensors, under their names in the model
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ablatio.errors import DamagedFile, UserError
 from ablatio.storage.atomic_write import make_folder, write_json, write_pieces
+from ablatio.storage.json_files import damaged, read_object
 from ablatio.storage.paths import shell_word
 from ablatio.storage.safetensors_io import read_tensors, tensor_pieces
 
@@ -59,16 +59,21 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises UserError if it is not an adapter folder, DamagedFile if its content changed.
     """
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        record = index["tensors"]
+        index = read_object(folder / INDEX, {"peft": dict, "base": str, "of": str, "tensors": dict})
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not an adapter folder: it has no {INDEX}\n"
             f"    try: ablatio export RUN --adapter {shell_word(folder)}"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{folder / INDEX} cannot be read: {error}") from None
-    return index, read_tensors(folder / TENSORS, record)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}\n"
+                          f"    try: ablatio export RUN --adapter {shell_word(folder)}-2") from None  # fmt: skip
+    with damaged(str(folder), f"what `ablatio export` writes: {INDEX} and {TENSORS}"):
+        try:
+            _ = index["peft"]["name"], index["base"]
+            return index, read_tensors(folder / TENSORS, index["tensors"])
+        except OSError as error:
+            raise ValueError(f"{TENSORS}: {error.strerror}") from None
 
 
 @torch.no_grad()

@@ -27,10 +27,12 @@ class Eval(Protocol):
     labels       what all its items have: target (a correct answer as a text), choices (with the index of the correct
                  one), or fields of `Item.more`
     measured_by  metrics that apply if the config names none; an object may have an attribute of its own
+    reads_tasks  True if its knob `path` is a task file, which `ablatio evaluate RUN task=FILE` names
     """
 
     labels: ClassVar[Sequence[str]]
     measured_by: ClassVar[Sequence[str]]
+    reads_tasks: ClassVar[bool]
 
     def items(self) -> Iterable[Item]: ...
 
@@ -92,7 +94,7 @@ evals: Registry[Eval] = Registry(
     contract=(Eval, EvalMethods),
     wiring=("texts",),
     methods=("items",),
-    facts={"labels": ("target",), "measured_by": ("accuracy",)},
+    facts={"labels": ("target",), "measured_by": ("accuracy",), "reads_tasks": False},
     multiple=True,
     scope="measure",
 )

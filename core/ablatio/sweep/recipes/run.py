@@ -82,7 +82,7 @@ def read(folder: Path) -> dict[str, Any]:
         if not isinstance(found["overrides"], list) or not isinstance(found["stages"], list):
             raise ValueError("overrides and stages are lists")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+        raise EnvironmentFault(f"{path} cannot be read: {error}\n    try: ls {shell_word(folder)}") from None
     return dict(found)
 
 

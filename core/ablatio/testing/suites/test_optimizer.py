@@ -60,6 +60,15 @@ def test_trains_a_model(part: PartSpec) -> None:
     )
 
 
+def _as_saved(state: Any) -> Any:
+    """The state as a checkpoint gives it back: tensors are contiguous, whose products may round in another way."""
+    if isinstance(state, Tensor):
+        return state.contiguous().clone()
+    if isinstance(state, dict):
+        return {key: _as_saved(value) for key, value in state.items()}
+    return [_as_saved(value) for value in state] if isinstance(state, list) else copy.deepcopy(state)
+
+
 def test_state_continues_bit_for_bit(part: PartSpec) -> None:
     optimizer, parameters = _made(part)
     _steps(optimizer, parameters, 5)
@@ -67,7 +76,7 @@ def test_state_continues_bit_for_bit(part: PartSpec) -> None:
     with torch.no_grad():
         for p, q in zip(parameters, copies, strict=True):
             q.copy_(p)
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    again.load_state_dict(_as_saved(optimizer.state_dict()))
     for o, ps in ((optimizer, parameters), (again, copies)):
         _steps(o, ps, 5, seed=1)
     different = [i for i, (p, q) in enumerate(zip(parameters, copies, strict=True)) if not torch.equal(p, q)]

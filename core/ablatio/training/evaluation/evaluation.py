@@ -170,7 +170,8 @@ def _items(name: str, part: Eval) -> list[Item]:
         raise UserError(f"eval={name} has no items\n    try: ablatio show eval={name}")
     for item in items:
         if item.id in seen:
-            raise UserError(f"eval={name} has two items with the id {item.id}; expected unique ids")
+            raise UserError(f"eval={name} has two items with the id {item.id}; expected unique ids\n"
+                            f"    try: ablatio show eval={name}")  # fmt: skip
         seen.add(item.id)
     return items
 
