@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ablatio.model.kept_copies import in_dtype
 from ablatio.model.number_format import compute_dtype, precise
 
 MAX_SCORED_FRACTION = 0.9  # of the rows: above it, selecting the scored rows costs more than it saves
@@ -37,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         tie: "Tie | None",
         rows: Tensor | None,
     ) -> Tensor:
-        wide, matrix = precise(hidden.dtype), weight.to(hidden.dtype)
+        wide, matrix = precise(hidden.dtype), in_dtype(weight, hidden.dtype)
         total = hidden.new_zeros((), dtype=wide)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         d_weight = torch.empty_like(weight) if weight.requires_grad else None
@@ -273,7 +274,7 @@ def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int 
     # vocabulary of 2048, no difference from 8192 on.
     chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight), hidden.device))
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
-    wide, matrix = precise(hidden.dtype), weight.to(hidden.dtype)
+    wide, matrix = precise(hidden.dtype), in_dtype(weight, hidden.dtype)
     losses = hidden.new_empty(len(hidden), dtype=wide)
     hits = torch.empty_like(targets, dtype=torch.bool)
     buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))

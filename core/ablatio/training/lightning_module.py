@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ablatio.errors import Diverged, UserError
+from ablatio.model.kept_copies import Copies, kept_copies
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
@@ -71,6 +72,7 @@ class TrainingModule(pl.LightningModule):
         self._step_losses: list[tuple[Tensor, Tensor]] = []  # summed loss and total weight of the step's batches
         self._targets: Tensor | int = 0  # total weight in this step; stays on the device if the targets are weighted
         self._example: Any = None
+        self._copies: Copies = {}  # of weights in 16 bits, for the batches of one step
         self._targets_per_batch = self.settings["batch_size"] * setup.length
         # With a stabilizer that rewinds, a loss that is not finite must not end the run.
         self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in stabilizers)
@@ -130,7 +132,10 @@ class TrainingModule(pl.LightningModule):
         """
         example = batch["example"]
         self._example = example
-        total, weight, self.measures = self.strategy.loss(example, self._is_last_batch)
+        with kept_copies(self._copies):
+            total, weight, self.measures = self.strategy.loss(example, self._is_last_batch)
+        if self._is_last_batch:  # before the backward pass, which is when a step needs most memory
+            self._copies.clear()
         if not self.rewinds and ranks().world == 1:  # several ranks decide together, at the end of the step
             self._watch(total.detach() / torch.where(weight > 0, weight, 1.0), "loss")  # weight 0: no scored target
         self._step_losses.append((total.detach(), weight))

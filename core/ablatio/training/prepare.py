@@ -16,6 +16,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.evaluation.responder import Responder
+from ablatio.model.kept_copies import kept_copies
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import AppliedPeft, tune
@@ -109,7 +110,7 @@ class PreparedRun:
     def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
         """Score the model with its task: {name: value}, the names in the task's `scores` and its counts and errors."""
         device = next(self.model.parameters()).device
-        with self.machine.autocast():
+        with self.machine.autocast(), kept_copies({}):
             return self.task.score(self.model, batches, device, between)
 
     def evaluate(
