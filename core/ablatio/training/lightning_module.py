@@ -12,7 +12,7 @@ from ablatio.errors import Diverged, UserError
 from ablatio.model.kept_copies import Copies, kept_copies
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
-from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_seed
 from ablatio.model.part_choices import PartChoice, piece_of
 from ablatio.model.peft.apply import AppliedPeft
 from ablatio.model.ranks import Ranks, ranks
@@ -20,6 +20,7 @@ from ablatio.model.strategy import Strategy
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer
+from ablatio.training.examples import EXAMPLE, make_example
 from ablatio.training.held_weights import HeldWeights
 from ablatio.training.learning_rates import LearningRates
 from ablatio.training.scheduled_settings import ScheduledSettings
@@ -103,17 +104,14 @@ class TrainingModule(pl.LightningModule):
         """The run's single optimizer, without Lightning's wrapper."""
         return self.trainer.optimizers[0]
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
-        """Make the task's example on the CPU; its random draws depend on the batch number alone.
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Any:
+        """Make the task's example on the CPU, unless a process that reads the data has made it.
 
         The values of scheduled settings are set first, at a step's first batch: an objective may have one.
         """
         if self.scheduled is not None and not self._step_losses:
             self.scheduled.set(self.global_step)
-        number = int(batch["number"])
-        generator = named_generator(self.seeds.data, f"objective/{number}")
-        example = self.task.example(batch, generator)
-        return {"number": number, "example": self.task.own_rows(example, ranks()) if ranks().world > 1 else example}
+        return batch if EXAMPLE in batch else make_example(self.task, batch, self.seeds.data)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
