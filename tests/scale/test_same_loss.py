@@ -67,8 +67,10 @@ DIVIDED_FURTHER = {
 TOKENS: dict[str, Sequence[str]] = {
     "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]", "train.batch_size=3", "data.length=31"),
     "sft": FURTHER["sft"],  # rows with padding, and targets on one device alone
+    "masked_lm": (*USUAL["masked_lm"], "data.length=31", "train.batch_size=3"),  # tokens see later ones
 }
 TOKENS_FURTHER = {
+    "diffusion": ("architecture=encoder", "objective=masked_diffusion", "position=t5", "stabilizer=[clip,ema]"),
     **{name: FURTHER[name] for name in ("tied_off", "multi_token", "value_residual", "recomputed", "lora")},
     "packed_sft": ("task=sft", "source=gsm_symbolic", "model.max_len=128", "optimizer=muon"),
     "gqa": ("attention=gqa", "model.n_heads=4", "position=alibi", "attention.sinks=true"),
@@ -272,6 +274,18 @@ def test_optimizers_on_sharded_weights(tmp_path: Path) -> None:
     """Those of single entries work on rows, the others on whole tensors at their owners."""
     cases = {name: [f"optimizer={name}", "schedule=constant", "schedule.warmup=0"] for name in OPTIMIZERS}
     same_on_two_ranks(tmp_path, cases, "strategy=fsdp")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_weights_with_one_row(tmp_path: Path, offload: str) -> None:
+    """One rank holds them; the other has tensors without numbers in their place, which no optimizer minds."""
+    row = ("model.n_heads=1", "attention.sinks=true", "position=kerple", "schedule=constant", "schedule.warmup=0")
+    one = {name: (*row, f"optimizer={name}") for name in ("adamw", "adam", "adagrad", "sgd", "lion", "muon", "nadam")}
+    two = {name: (*words, f"strategy.offload={offload}") for name, words in one.items()}
+    train(tmp_path / "one", one)
+    train(tmp_path / "two", two, "strategy=fsdp", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", one)
 
 
 @pytest.mark.long

@@ -21,10 +21,12 @@ class KVCache:
     """Keys and values of each layer, (B, H_kv, S, d_head), in buffers that grow by doubling.
 
     stores  True if a second pass over the same tokens would add their keys once more
+    later   tokens after the new ones whose keys and values `update` returns, too: those that other devices compute
     room    tokens for which a buffer is made at once, if it is known how long the texts will be
     """
 
-    stores = True
+    stores, later = True, 0
+    later_segments: Tensor | None = None  # (B, later)
 
     def __init__(self, room: int = 0) -> None:
         self.length, self.room = 0, room
