@@ -36,6 +36,8 @@ REFUSED = {
                                             "model.n_heads=3", "model.d_model=48"), "strategy=fsdp"),
     "layers over groups that differ": (("strategy=tensor", "strategy.degree=3", "trainer.devices=4"),
                                        "strategy.degree=2"),
+    "weights of 16 bits in 32": (("strategy=fsdp", "strategy.gathered=bf16", "trainer.devices=2",
+                                  "trainer.precision=32"), "trainer.precision=bf16"),
     "groups that differ": (("strategy=fsdp", "strategy.copies=3", "trainer.devices=4"), "strategy.copies=2"),
     "rows that groups do not divide": (("strategy=tensor", "strategy.degree=2", "trainer.devices=4",
                                         "train.batch_size=7"), "train.batch_size=8"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.gangs import TINY, in_one_gang, rows
+from safetensors.torch import load_file
 
 from ablatio.registry.kinds import alignments
 from ablatio.registry.registry import REGISTRIES
@@ -274,6 +275,27 @@ def test_optimizers_on_sharded_weights(tmp_path: Path) -> None:
     """Those of single entries work on rows, the others on whole tensors at their owners."""
     cases = {name: [f"optimizer={name}", "schedule=constant", "schedule.warmup=0"] for name in OPTIMIZERS}
     same_on_two_ranks(tmp_path, cases, "strategy=fsdp")
+
+
+@pytest.mark.long
+def test_layers_with_weights_of_16_bits(tmp_path: Path) -> None:
+    """Other roundings than autocast's of one device, of the same size; weights and state are those of 32 bits."""
+    one = {
+        "pretrain": ("train.accumulate=2", "stabilizer=[clip,ema]", "trainer.precision=bf16"),
+        "recomputed": ("checkpointing=full", "position=alibi", "model.tied=false", "trainer.precision=bf16"),
+    }
+    two = {name: (*words, "strategy.gathered=bf16") for name, words in one.items()}
+    train(tmp_path / "one", one)
+    train(tmp_path / "two", two, "strategy=fsdp", "trainer.devices=2", ranks=2)
+    for name in one:
+        for own, theirs in zip(rows(tmp_path / "one" / name), rows(tmp_path / "two" / name), strict=True):
+            assert theirs == pytest.approx(own, rel=0.02), name
+        held = [load_file(next((tmp_path / run / name).rglob("*.model.safetensors"))) for run in ("one", "two")]
+        assert all(tensor.dtype == torch.float32 for tensor in held[1].values())
+        assert any((a - b).abs().max() > 1e-6 for a, b in zip(held[0].values(), held[1].values(), strict=True))
+        # In bfloat16 a weight near 1 would move in steps of 0.004.
+        moved = held[1]["model.layers.0.mlp.up_proj.weight"]
+        assert (moved != moved.bfloat16().float()).float().mean() > 0.9
 
 
 @pytest.mark.long

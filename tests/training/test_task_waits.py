@@ -19,7 +19,12 @@ from ablatio.testing.device_waits import meta_as_gpu
 from ablatio.training.lightning_module import on_device
 from ablatio_std.tasks._policy_batches import HeldRollout
 
-METHODS = [e.name for e in alignments if e.facts["data"] == "prompts"]
+USUAL = ("ppo", "online_dpo")
+METHODS = [
+    pytest.param(e.name, marks=[] if e.name in USUAL else pytest.mark.long)
+    for e in alignments
+    if e.facts["data"] == "prompts"
+]
 META = torch.device("meta")
 
 

@@ -41,7 +41,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide, matrix = precise(hidden.dtype), in_dtype(weight, hidden.dtype)
         total = hidden.new_zeros((), dtype=wide)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        d_weight = torch.empty_like(weight) if weight.requires_grad else None
+        # A sum over all rows, which 16 bits would round in each block.
+        d_weight = torch.empty_like(weight, dtype=precise(weight.dtype)) if weight.requires_grad else None
         # One buffer for all blocks: allocating it anew costs more (page faults) than the softmax that fills it.
         buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
         for start in range(0, len(hidden), chunk):

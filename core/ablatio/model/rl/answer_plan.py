@@ -53,8 +53,9 @@ class AnswerPlan:
 
     def to(self, device: torch.device) -> "AnswerPlan":
         """The plan with its tensors on a device; nothing waits for them."""
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: to_device(t, device) for name, t in held.items() if isinstance(t, Tensor)})
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: to_device(t, device) for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **moved)
 
     def tokens_read(self, model: Any) -> int:
         """Number of tokens that pass through a model."""
