@@ -35,8 +35,8 @@ class Objective(Protocol):
                   the last are masked tokens in documents that each have a mask of their own (Example.opened)
     metrics       names of the numbers that `loss` logs
     waits         why its loss makes the host wait for a GPU; "": it does not
-    splits_tokens  True if the loss is the model's own, a sum over the tokens, and a target follows from the tokens
-                  before it alone: then devices can have parts of a row
+    splits_tokens  True if the loss is the model's own, a sum over the tokens, and its examples have neither a source nor
+                  `opened`: then devices can have parts of a row
     splits_layers  False if its loss needs more than one pass of the model, or more than the states of the last layer:
                   then devices cannot divide the layers
 
