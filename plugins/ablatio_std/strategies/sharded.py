@@ -107,6 +107,9 @@ class FullySharded(Strategy):
         of = {id(p): tensor for p, tensor in zip(self.stand_ins.parameters, self.stand_ins.tensors, strict=True)}
         self.stand_ins.take_weights()
         made = build([{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups])
+        # Some optimizers (adagrad) make the state of all tensors at once; that of other ranks' tensors has no numbers.
+        for tensor in [tensor for tensor in made.state if tensor.is_meta]:
+            del made.state[tensor]
         made.register_load_state_dict_pre_hook(self._own_state)
         self.built = made
         return made
@@ -179,8 +182,6 @@ class FullySharded(Strategy):
     def _whole_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's state as one device has it; complete on rank 0."""
         assert self.stand_ins is not None
-        # Some optimizers (adagrad) make the state of all tensors at once, also of those that other ranks hold.
-        state = {**state, "state": {i: held for i, held in state["state"].items() if not _on_meta(held)}}
         if self.stand_ins.whole:
             merged: dict[Any, Any] = {}
             for part in self.ranks.collected({int(k): v for k, v in state["state"].items()}):
@@ -259,10 +260,6 @@ def _whole_like(parameter: DTensor, own: Tensor) -> Tensor:
     shape, stride = parameter.shape, parameter.stride()
     parts = DTensor.from_local(own, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)
     return parts.full_tensor()
-
-
-def _on_meta(held: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) and value.is_meta for value in held.values())
 
 
 def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
