@@ -78,6 +78,14 @@ TOKENS_FURTHER = {
     "sliding": ("attention=sliding", "attention.window=8", "position=transformer_xl"),
     "long": ("model.max_len=1100", "train.batch_size=1", "train.steps=3", "position=t5", "train.log_every=1"),
 }
+ROWS = ("strategy.vocabulary=true", "model.vocab_size=260")  # 257 ids and three unused rows
+VOCABULARY: dict[str, Sequence[str]] = {
+    "pretrain": (*ROWS, "train.accumulate=2", "stabilizer=[clip,ema]", "train.label_smoothing=0.1"),
+    "untied": (*ROWS, "model.tied=false", "optimizer=lion", "train.batch_size=3", "objective=multi_token"),
+    "masked_lm": (*ROWS, "architecture=encoder", "objective=masked_lm", "checkpointing=full"),
+    "sft": (*FURTHER["sft"], *ROWS[:1], "model.vocab_size=262", "stabilizer=[clip,embedding_shrink]"),
+    "dpo": (*FURTHER["dpo"], *ROWS[:1], "model.vocab_size=262"),
+}
 WHOLE = "strategy.microbatches=1"  # for parts that depend on the whole batch
 LAYERS: dict[str, Sequence[str]] = {
     "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]"),
@@ -105,6 +113,7 @@ ON_GRID = {
     **{name: FURTHER[name] for name in ("tied_off", "span_corruption", "multi_token")},
     "uneven": ("model.d_model=36", "model.d_ff=70", "match=none", "position=t5", "train.batch_size=6"),
     "outer": ("stabilizer=[outer,clip]", "stabilizer.outer.every=2"),
+    **{f"vocabulary_{name}": VOCABULARY[name] for name in ("pretrain", "masked_lm")},
     "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=4"),
 }
 IN_COPIES = {name: (USUAL | FURTHER)[name] for name in ("masked_lm", "moe", "kto", "lora", "recomputed", "tied_off")}
@@ -130,6 +139,9 @@ DROPPED = {  # updates are dropped, which DeepSpeed's engine does not follow
     "stopped": (*METHODS["ppo"], "alignment.stop_kl=1e-4", "alignment.stop_drops=true", "alignment.stop_by=k1"),
     "best_of": (*METHODS["rejection_sampling"], "alignment.best_of=4"),
 }
+# Sums over ranks round otherwise, and Adam divides an entry of a gradient by its own size: entries that are rounding
+# alone move by as much as others.
+LARGEST = {"sgd": 1e-7, "adamw": 2e-4}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -183,6 +195,21 @@ def test_policies(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "tensor"])
+def test_weights_of_a_policy(tmp_path: Path, strategy: str) -> None:
+    """Float32 rounding where an update is linear in the gradient; more in few entries where it is a quotient."""
+    rates = {"sgd": "optimizer.lr=0.3", "adamw": "optimizer.lr=1e-2"}
+    cases = {name: (*POLICIES["grpo"], f"optimizer={name}", rate) for name, rate in rates.items()}
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    for name in cases:
+        one, two = (load_file(max((tmp_path / run / name).rglob("*.model.safetensors"))) for run in ("one", "two"))
+        apart = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+        assert float(apart.max()) < LARGEST[name], name
+        assert float((apart > 1e-6).float().mean()) < 1e-3, name
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "zero1", "zero2", "zero3"])
 def test_all_policies(tmp_path: Path, strategy: str) -> None:
     cases = POLICIES_FURTHER
@@ -210,6 +237,12 @@ def test_divided(tmp_path: Path, strategy: str) -> None:
 def test_further_divided(tmp_path: Path, strategy: str) -> None:
     cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER, "pipeline": LAYERS_FURTHER}[strategy]
     same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
+
+
+@pytest.mark.long
+def test_vocabulary_over_devices(tmp_path: Path) -> None:
+    """Embedding and head by rows of ids: losses, scores of every token, and logits where a task asks for them."""
+    same_on_two_ranks(tmp_path, VOCABULARY, "strategy=tensor")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ablatio.model.stack import Stack
 
 if TYPE_CHECKING:
     from ablatio.model.builder import ModelBuilder
+    from ablatio.model.divided_vocabulary import DividedVocabulary
 
 
 MIN_TOTAL_WEIGHT = 1e-6  # lower bound on the total target weight: avoids 0/0 for a batch without scored targets
@@ -64,6 +65,7 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(width, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.divided: DividedVocabulary | None = None  # if devices divide the token table and the output head
         heads = (_FurtherHead(width, dims.vocab_size, bias=False) for _ in range(builder.further_heads))
         self.further_heads = nn.ModuleList(heads)
 
@@ -153,7 +155,7 @@ class LanguageModel(nn.Module):
                        targets to a scalar summed over the targets
         """
         record = Record()
-        tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
+        tie = Tie.of(self.model.embed_tokens, self.lm_head.weight) if self.divided is None else None
         hidden, *further = self.states(example, record, tie)
         total = self._cross_entropy(hidden, example.targets, example.weights, tie)
         total = total if share == 1.0 else share * total
@@ -176,6 +178,8 @@ class LanguageModel(nn.Module):
         weights = None if weights is None else weights.flatten()
         if weights is not None and (kept := scored_rows(weights)) is not None:
             hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
+        if self.divided is not None:
+            return self.divided.cross_entropy(hidden, targets, weights, z_loss=self.z_loss, smoothing=self.smoothing)
         return linear_cross_entropy(
             hidden, self.lm_head.weight, targets, weights, z_loss=self.z_loss, smoothing=self.smoothing, tie=tie
         )
@@ -194,7 +198,7 @@ class LanguageModel(nn.Module):
     def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
         """Return the loss of each target in nats and whether the model ranks it first: (B, T) each."""
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)
-        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
+        losses, hits = self._scores(hidden, example.targets.flatten())
         return losses.view_as(example.targets), hits.view_as(example.targets)
 
     @torch.no_grad()
@@ -203,8 +207,14 @@ class LanguageModel(nn.Module):
         assert example.weights is not None
         rows = example.weights.flatten().nonzero()[:, 0]  # (N,)
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
-        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten()[rows])
+        losses, hits = self._scores(hidden, example.targets.flatten()[rows])
         return losses, hits, example.weights.flatten()[rows]
+
+    def _scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and top-1 hit of each target: (N, W), (N,) -> (N,) each."""
+        if self.divided is not None:
+            return self.divided.token_scores(hidden, targets)
+        return token_scores(hidden, self.lm_head.weight, targets)
 
     def token_losses(self, example: Example) -> Tensor:
         """Return the loss of each target in nats: (B, T)."""

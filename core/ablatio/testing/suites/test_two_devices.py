@@ -136,6 +136,28 @@ def _adds_up(part: PartSpec, net: LanguageModel, example: Example, where: str) -
             checks.near(part, ours, p.grad, f"{where}: the gradient of {name} with divided rows", TOLERANCE)
 
 
+def test_rows_of_the_vocabulary(part: PartSpec) -> None:
+    """Loss and all gradients, in two threads with half of the rows of embedding and head each, are those of one."""
+    if part.kind != "objective" or part.facts["reads_head"]:
+        pytest.skip("no objective, or it reads the matrix of the head (reads_head = True)")
+    net = tiny_models.model(part, vocab_size=256).double().eval()
+    objective = sample_parts.objective(part)
+    example = _example_of(objective)
+
+    def loss_in(model: Any) -> torch.Tensor:
+        return loss_of(objective, model, example).total
+
+    found, loss = two_threads.vocabulary_gradients(net, loss_in), loss_in(net)
+    loss.backward()  # type: ignore[no-untyped-call]
+    checks.near(part, found[0]["loss"], loss.detach(), "the loss with a divided vocabulary", TOLERANCE)
+    tables = {id(net.lm_head.weight), id(net.model.embed_tokens.weight)}
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            ours = found[0].get(name, torch.zeros_like(p))
+            ours = ours + found[1].get(name, torch.zeros_like(p)) if id(p) in tables else ours
+            checks.near(part, ours, p.grad, f"the gradient of {name} with a divided vocabulary", TOLERANCE)
+
+
 def test_layers(part: PartSpec) -> None:
     """Loss and all gradients of two stages, each with half of the layers and no other weights, are those of the model.
 
