@@ -1,15 +1,24 @@
 """What a GPU run does differently gives the same numbers: grouped products of experts, pinned copies, known lengths."""
 
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from helpers.conversions import Conversions
+from torch import Tensor, nn
 
 import ablatio.model.decoding.rollout as rollout_module
+import ablatio.model.decoding.steps as steps_module
 import ablatio_std.mlps.experts as experts_module
 from ablatio.model.build import build_model
+from ablatio.model.cross_entropy import linear_cross_entropy
+from ablatio.model.decoding.job import DecodingJob, Ending
+from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.example import PADDING, Example, joined
+from ablatio.model.kept_copies import Copies, kept_copies
+from ablatio.model.kv_cache import KVCache
 from ablatio.model.on_meta import meta_copy
 from ablatio.model.transfer import constants, to_device
 from ablatio.registry.registry import REGISTRIES
@@ -120,6 +129,101 @@ def test_looking_seldom_at_rollouts_changes_no_answer(monkeypatch: pytest.Monkey
     for other in found[1:]:
         assert torch.equal(other.tokens, found[0].tokens) and torch.equal(other.mask, found[0].mask)
         torch.testing.assert_close(other.logps, found[0].logps, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [{"stop_ids": (5, 9)}, {"strings": ("ab", "b")}, {}], ids=["ids", "strings", "none"])
+def test_looking_seldom_at_continuations_changes_none(ending: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that end at different places, by tokens, by strings, and where the context ends; penalties see all."""
+    net = tiny_models.model(REGISTRIES["position"]["learned"]).eval()  # its context has an end
+    if "strings" in ending:
+        ending = ending | {"text_of": lambda ids: "".join("abcdefgh"[i % 8] for i in ids)}
+    processors = LogitsProcessors(temperature=2.0, repetition=1.2)
+    found = []
+    for every in (1, 16, 7):
+        monkeypatch.setattr(steps_module, "look_every", lambda device, every=every: every)
+        for new_tokens in (20, 60) if not ending else (20,):  # the context has 32
+            job = DecodingJob(net, [[1, 2, 3], [4, 5], [6], [7, 8]], Ending(new_tokens, **ending), seed=3)
+            found.append(
+                [c for (c,) in steps_module.token_by_token(job, processors, steps_module.chooser(job, processors))]
+            )
+    rounds = len(found) // 3
+    for one, others in zip(
+        found[:rounds], zip(found[rounds : 2 * rounds], found[2 * rounds :], strict=True), strict=True
+    ):
+        for other in others:
+            assert [(c.ids, c.tokens, c.finished, c.text) for c in one] == [
+                (c.ids, c.tokens, c.finished, c.text) for c in other
+            ]
+            assert [c.logprob for c in one] == pytest.approx([c.logprob for c in other], rel=1e-5)
+    assert not ending or len({c.tokens for c in found[0]}) > 2, "the texts end together"
+
+
+def test_a_cache_of_known_room_is_made_once() -> None:
+    """Keys and values do not depend on the room, and no buffer grows or is copied beyond what is filled."""
+    torch.manual_seed(0)
+    columns = [torch.randn(3, 2, n, 4) for n in (5, 1, 1, 80)]
+    held = []
+    for room in (0, 87, 40):
+        cache, places = KVCache(room), set()
+        for i, new in enumerate(columns):
+            keys, values = cache.update(0, new, -new)
+            cache.advance(new.shape[2])
+            if i == 1:
+                cache.select(torch.tensor([2, 0, 0]))
+                places = {buffer.data_ptr() for buffer in cache._buffers[0]}
+        held.append((keys, values, places == {buffer.data_ptr() for buffer in cache._buffers[0]}))
+    expected = torch.cat([torch.cat(columns[:2], 2)[[2, 0, 0]], *columns[2:]], dim=2)
+    assert all(torch.equal(keys, expected) and torch.equal(values, -expected) for keys, values, _ in held)
+    assert [same for *_, same in held] == [False, True, False]
+
+
+def test_a_rollout_converts_each_weight_once() -> None:
+    """Under Lightning's autocast, which converts a weight for each pass; the answers stay, and later losses learn."""
+    net = tiny_models.model().eval()
+    shape, draws, found = tuple(net.model.layers[0].mlp.up_proj.weight.shape), rollout_module.streams(0, 0, 3, 9), []
+    gradients = []
+    for kept in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False), Conversions(shape) as seen:
+            with (
+                nullcontext() if kept else mock.patch.object(rollout_module, "casts_kept", lambda device: nullcontext())
+            ):
+                found.append(
+                    rollout_module.sample_rollouts(net, [[1, 2], [3, 4], [5, 6]], draws, stop=None, new_tokens=9)
+                )
+            count = seen.count
+            tiny_models.mean_loss(net, tiny_models.example()).backward()
+            gradients.append(net.model.layers[0].mlp.up_proj.weight.grad.clone())
+            net.zero_grad()
+        layers = 2 * len(net.model.layers)  # gate_proj has the same shape
+        assert count == (layers if kept else 9 * layers)
+    assert torch.equal(found[0].tokens, found[1].tokens) and torch.equal(found[0].logps, found[1].logps)
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+def test_the_head_is_converted_once_while_it_stays() -> None:
+    torch.manual_seed(0)
+    head, states, targets = nn.Parameter(torch.randn(40, 16)), torch.randn(5, 16), torch.arange(5)
+    copies: Copies = {}
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        head.grad = None
+        loss = linear_cross_entropy(states, head, targets)
+        loss.backward()
+        return loss.detach(), head.grad
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with Conversions((40, 16)) as plain:
+            expected = [gradient() for _ in range(3)]
+        with kept_copies(copies), Conversions((40, 16)) as kept:
+            found = [gradient() for _ in range(3)]
+        with torch.no_grad():
+            head.mul_(2)
+        with kept_copies(copies), Conversions((40, 16)) as updated:
+            changed = gradient()
+    assert (plain.count, kept.count, updated.count) == (3, 1, 1)
+    pairs = zip(found, expected, strict=True)
+    assert all(torch.equal(one[i], two[i]) for one, two in pairs for i in (0, 1))
+    assert not torch.equal(changed[0], found[0][0]), "an update of the weights makes a new copy"
 
 
 def test_tensors_of_a_device_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

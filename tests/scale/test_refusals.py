@@ -6,8 +6,9 @@ import pytest
 from helpers.gangs import TINY, TWO, finished
 
 from ablatio.config.compose import compose_run
+from ablatio.config.packages import check_packages
 from ablatio.errors import ConfigError, UserError
-from ablatio.registry import kinds
+from ablatio.registry import kinds, packages
 from ablatio.training import rank_environment
 
 POLICY = ("task=policy", "reward=length", "task.prompt_tokens=8", "task.answer_tokens=16")
@@ -35,6 +36,14 @@ REFUSED = {
                                             "model.n_heads=3", "model.d_model=48"), "strategy=fsdp"),
     "layers over groups that differ": (("strategy=tensor", "strategy.degree=3", "trainer.devices=4"),
                                        "strategy.degree=2"),
+    "a vocabulary that does not divide": (("strategy=tensor", "strategy.vocabulary=true", "trainer.devices=2",
+                                           "model.vocab_size=259"), "strategy.vocabulary=false"),
+    "a teacher's head": (("strategy=tensor", "strategy.vocabulary=true", "trainer.devices=2",
+                         "objective=distillation", "objective.teacher=runs/teacher"), "strategy.vocabulary=false"),
+    "adapters of a divided vocabulary": (("strategy=tensor", "strategy.vocabulary=true", "trainer.devices=2",
+                                          "peft=lora"), "strategy.vocabulary=false"),
+    "weights of 16 bits in 32": (("strategy=fsdp", "strategy.gathered=bf16", "trainer.devices=2",
+                                  "trainer.precision=32"), "trainer.precision=bf16"),
     "groups that differ": (("strategy=fsdp", "strategy.copies=3", "trainer.devices=4"), "strategy.copies=2"),
     "rows that groups do not divide": (("strategy=tensor", "strategy.degree=2", "trainer.devices=4",
                                         "train.batch_size=7"), "train.batch_size=8"),
@@ -47,8 +56,8 @@ REFUSED = {
     "an undeclared adapter": (("strategy=tensor", "trainer.devices=2", "peft=dora"), "strategy=fsdp"),
     "an undeclared attention in one layer": (("strategy=tensor", "trainer.devices=2", "layers.at.attention={1: nsa}"),
                                              "layers.at.attention=null"),
-    "tokens of a text that is read in both directions": (
-        ("strategy=context", "trainer.devices=2", "architecture=encoder", "objective=masked_lm"), "strategy=fsdp"),
+    "tokens of a source that is read in both directions": (
+        ("strategy=context", "trainer.devices=2", "architecture=prefix", "objective=unilm"), "strategy=fsdp"),
     "a state along the text": (("strategy=context", "trainer.devices=2", "attention=gated_deltanet", "position=none"),
                                "strategy=fsdp"),
     "angles by the length of the text": (("strategy=context", "trainer.devices=2", "position.scaling=dynamic"),
@@ -106,6 +115,18 @@ def test_a_task_for_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_strategy_on_one_device_is_one_device() -> None:
     compose_run([*TINY, "strategy=fsdp", "train.batch_size=3", "optimizer=prodigy", "schedule=constant"])
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_without_deepspeed(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a run has a folder; one device needs no engine."""
+    monkeypatch.setattr(packages, "_is_installed", lambda module: module != "deepspeed")
+    words = [*TINY, f"strategy={strategy}", "source=sotu"]
+    with pytest.raises(ConfigError) as error:
+        check_packages([compose_run([*words, "trainer.devices=2"]).config])
+    assert f"{strategy} needs the package deepspeed" in str(error.value)
+    assert "try: pip install 'ablatio[deepspeed]'" in str(error.value)
+    check_packages([compose_run([*words, "trainer.devices=1"]).config])
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "one"), ("RANK", "2"), ("MASTER_PORT", "")])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.gangs import TINY, in_one_gang, rows
+from safetensors.torch import load_file
 
 from ablatio.registry.kinds import alignments
 from ablatio.registry.registry import REGISTRIES
@@ -67,13 +68,23 @@ DIVIDED_FURTHER = {
 TOKENS: dict[str, Sequence[str]] = {
     "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]", "train.batch_size=3", "data.length=31"),
     "sft": FURTHER["sft"],  # rows with padding, and targets on one device alone
+    "masked_lm": (*USUAL["masked_lm"], "data.length=31", "train.batch_size=3"),  # tokens see later ones
 }
 TOKENS_FURTHER = {
+    "diffusion": ("architecture=encoder", "objective=masked_diffusion", "position=t5", "stabilizer=[clip,ema]"),
     **{name: FURTHER[name] for name in ("tied_off", "multi_token", "value_residual", "recomputed", "lora")},
     "packed_sft": ("task=sft", "source=gsm_symbolic", "model.max_len=128", "optimizer=muon"),
     "gqa": ("attention=gqa", "model.n_heads=4", "position=alibi", "attention.sinks=true"),
     "sliding": ("attention=sliding", "attention.window=8", "position=transformer_xl"),
     "long": ("model.max_len=1100", "train.batch_size=1", "train.steps=3", "position=t5", "train.log_every=1"),
+}
+ROWS = ("strategy.vocabulary=true", "model.vocab_size=260")  # 257 ids and three unused rows
+VOCABULARY: dict[str, Sequence[str]] = {
+    "pretrain": (*ROWS, "train.accumulate=2", "stabilizer=[clip,ema]", "train.label_smoothing=0.1"),
+    "untied": (*ROWS, "model.tied=false", "optimizer=lion", "train.batch_size=3", "objective=multi_token"),
+    "masked_lm": (*ROWS, "architecture=encoder", "objective=masked_lm", "checkpointing=full"),
+    "sft": (*FURTHER["sft"], *ROWS[:1], "model.vocab_size=262", "stabilizer=[clip,embedding_shrink]"),
+    "dpo": (*FURTHER["dpo"], *ROWS[:1], "model.vocab_size=262"),
 }
 WHOLE = "strategy.microbatches=1"  # for parts that depend on the whole batch
 LAYERS: dict[str, Sequence[str]] = {
@@ -102,6 +113,7 @@ ON_GRID = {
     **{name: FURTHER[name] for name in ("tied_off", "span_corruption", "multi_token")},
     "uneven": ("model.d_model=36", "model.d_ff=70", "match=none", "position=t5", "train.batch_size=6"),
     "outer": ("stabilizer=[outer,clip]", "stabilizer.outer.every=2"),
+    **{f"vocabulary_{name}": VOCABULARY[name] for name in ("pretrain", "masked_lm")},
     "sft": (*FURTHER["sft"], "peft=lora", "train.batch_size=4"),
 }
 IN_COPIES = {name: (USUAL | FURTHER)[name] for name in ("masked_lm", "moe", "kto", "lora", "recomputed", "tied_off")}
@@ -127,6 +139,9 @@ DROPPED = {  # updates are dropped, which DeepSpeed's engine does not follow
     "stopped": (*METHODS["ppo"], "alignment.stop_kl=1e-4", "alignment.stop_drops=true", "alignment.stop_by=k1"),
     "best_of": (*METHODS["rejection_sampling"], "alignment.best_of=4"),
 }
+# Sums over ranks round otherwise, and Adam divides an entry of a gradient by its own size: entries that are rounding
+# alone move by as much as others.
+LARGEST = {"sgd": 1e-7, "adamw": 2e-4}
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
@@ -180,6 +195,21 @@ def test_policies(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "tensor"])
+def test_weights_of_a_policy(tmp_path: Path, strategy: str) -> None:
+    """Float32 rounding where an update is linear in the gradient; more in few entries where it is a quotient."""
+    rates = {"sgd": "optimizer.lr=0.3", "adamw": "optimizer.lr=1e-2"}
+    cases = {name: (*POLICIES["grpo"], f"optimizer={name}", rate) for name, rate in rates.items()}
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    for name in cases:
+        one, two = (load_file(max((tmp_path / run / name).rglob("*.model.safetensors"))) for run in ("one", "two"))
+        apart = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+        assert float(apart.max()) < LARGEST[name], name
+        assert float((apart > 1e-6).float().mean()) < 1e-3, name
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "zero1", "zero2", "zero3"])
 def test_all_policies(tmp_path: Path, strategy: str) -> None:
     cases = POLICIES_FURTHER
@@ -207,6 +237,12 @@ def test_divided(tmp_path: Path, strategy: str) -> None:
 def test_further_divided(tmp_path: Path, strategy: str) -> None:
     cases = {"tensor": DIVIDED_FURTHER, "context": TOKENS_FURTHER, "pipeline": LAYERS_FURTHER}[strategy]
     same_on_two_ranks(tmp_path, cases, f"strategy={strategy}")
+
+
+@pytest.mark.long
+def test_vocabulary_over_devices(tmp_path: Path) -> None:
+    """Embedding and head by rows of ids: losses, scores of every token, and logits where a task asks for them."""
+    same_on_two_ranks(tmp_path, VOCABULARY, "strategy=tensor")
 
 
 @pytest.mark.slow
@@ -272,6 +308,39 @@ def test_optimizers_on_sharded_weights(tmp_path: Path) -> None:
     """Those of single entries work on rows, the others on whole tensors at their owners."""
     cases = {name: [f"optimizer={name}", "schedule=constant", "schedule.warmup=0"] for name in OPTIMIZERS}
     same_on_two_ranks(tmp_path, cases, "strategy=fsdp")
+
+
+@pytest.mark.long
+def test_layers_with_weights_of_16_bits(tmp_path: Path) -> None:
+    """Other roundings than autocast's of one device, of the same size; weights and state are those of 32 bits."""
+    one = {
+        "pretrain": ("train.accumulate=2", "stabilizer=[clip,ema]", "trainer.precision=bf16"),
+        "recomputed": ("checkpointing=full", "position=alibi", "model.tied=false", "trainer.precision=bf16"),
+    }
+    two = {name: (*words, "strategy.gathered=bf16") for name, words in one.items()}
+    train(tmp_path / "one", one)
+    train(tmp_path / "two", two, "strategy=fsdp", "trainer.devices=2", ranks=2)
+    for name in one:
+        for own, theirs in zip(rows(tmp_path / "one" / name), rows(tmp_path / "two" / name), strict=True):
+            assert theirs == pytest.approx(own, rel=0.02), name
+        held = [load_file(next((tmp_path / run / name).rglob("*.model.safetensors"))) for run in ("one", "two")]
+        assert all(tensor.dtype == torch.float32 for tensor in held[1].values())
+        assert any((a - b).abs().max() > 1e-6 for a, b in zip(held[0].values(), held[1].values(), strict=True))
+        # In bfloat16 a weight near 1 would move in steps of 0.004.
+        moved = held[1]["model.layers.0.mlp.up_proj.weight"]
+        assert (moved != moved.bfloat16().float()).float().mean() > 0.9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_weights_with_one_row(tmp_path: Path, offload: str) -> None:
+    """One rank holds them; the other has tensors without numbers in their place, which no optimizer minds."""
+    row = ("model.n_heads=1", "attention.sinks=true", "position=kerple", "schedule=constant", "schedule.warmup=0")
+    one = {name: (*row, f"optimizer={name}") for name in ("adamw", "adam", "adagrad", "sgd", "lion", "muon", "nadam")}
+    two = {name: (*words, f"strategy.offload={offload}") for name, words in one.items()}
+    train(tmp_path / "one", one)
+    train(tmp_path / "two", two, "strategy=fsdp", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", one)
 
 
 @pytest.mark.long

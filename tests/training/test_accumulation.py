@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.conversions import Conversions
 from helpers.runs import TINY, ablatio, metrics
 from safetensors.torch import load_file
+
+import ablatio as lab
 
 MEASURED = {  # overrides -> measures that they log
     "objective=multi_token": ("train/next_token",),
@@ -43,6 +46,15 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, overrides: st
     # The logged loss of a step is the mean over all its targets, not a mean of its batches' means.
     assert len(logged[0]) == 2 and logged[1] == pytest.approx(logged[0], rel=2e-5)
     assert logged[2] == pytest.approx(logged[0], rel=2e-5)
+
+
+def test_the_head_is_converted_once_a_step(tmp_path: Path, text_file: Path) -> None:
+    """In 16 bits: for the three batches of a step together, and for all batches of a validation."""
+    settings = [*TINY, f"source.path={text_file}", "trainer.precision=bf16", "trainer.device=cpu", "train.accumulate=3"]
+    with Conversions((257, 16)) as seen:
+        lab.train(*settings, out=tmp_path, name="run", quiet=True)
+    scores = sum(bool(row["val/loss"]) for row in metrics(tmp_path / "run"))
+    assert scores and seen.count == 12 + scores
 
 
 def logged_alike(folder: Path, words: Sequence[str], measured: Sequence[str]) -> None:

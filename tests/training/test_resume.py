@@ -32,6 +32,26 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert states == {"cut": ("done", ""), "whole": ("done", "")}
 
 
+OBJECTIVES = {
+    "fim": ["objective=fim"],
+    "span_corruption": ["architecture=encoder_decoder", "objective=span_corruption"],
+    "scheduled": ["objective=masked_lm", "architecture=encoder", "objective.rate=linear(0.1,0.6)"],
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "fim" else pytest.mark.long) for n in OBJECTIVES])
+def test_examples_made_by_other_processes_are_the_same(tmp_path: Path, text_file: Path, name: str) -> None:
+    """With none, one and two of them, and in a run that is killed in its middle and resumed."""
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *OBJECTIVES[name], "train.accumulate=2"]
+    for workers in (0, 1):
+        ran = ablatio(["train", *settings, f"trainer.workers={workers}", f"name=with-{workers}"], tmp_path / "log")
+        assert ran.code == 0, ran.err
+    cut = cut_and_resumed([*settings, "trainer.workers=2"], tmp_path, 8)
+    for other in (tmp_path / "with-1", cut):
+        assert weights(other, 12) == weights(tmp_path / "with-0", 12)
+        assert metrics(other) == metrics(tmp_path / "with-0")
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -10,10 +10,12 @@ from ablatio.registry.registry import REGISTRIES
 
 
 def parts_of(config: Mapping[str, Any]) -> Iterator[PartSpec]:
-    """Yield the chosen parts of a checked config."""
+    """Yield the chosen parts of a checked config that a run of it uses."""
+    trainer = config.get("trainer") or {}
+    alone = trainer.get("devices", 1) * trainer.get("nodes", 1) == 1
     for kind, registry in REGISTRIES.items():
         node = config.get(kind)
-        if not isinstance(node, Mapping):
+        if not isinstance(node, Mapping) or (kind == "strategy" and alone):  # one device needs no strategy
             continue
         names = list(node) if registry.multiple else [str(node.get("name"))]
         yield from (registry.entries[name] for name in names if name in registry.entries)

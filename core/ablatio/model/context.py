@@ -80,6 +80,8 @@ class EncoderOutput:
 class Context:
     """One pass over T new tokens that attend to S = past + T keys; in cross-attention, to S states of the encoder.
 
+    If other devices compute the later tokens of a row, those of an encoder are among the keys: S = past + T + later.
+
     q_pos, k_pos            (T,), (S,) or (B, T), (B, S): positions of queries and keys in their documents
     segments, key_segments  (B, T), (B, S): documents; tokens see only their own; None: one document per row
     bias                    (H, T, S) or (B, H, T, S): the position's bias on the attention logits
@@ -293,14 +295,16 @@ def make_context(
             before[:, cache.virtual :] = 0  # tokens without segments so far: one document
         key_segments = cache.segments = _extend(before, segments, tokens, past)
         segments = key_segments[:, past:]
-    one_document = torch.arange(past + length, device=device)  # (S,)
+        if cache.later_segments is not None:
+            key_segments = torch.cat([key_segments, cache.later_segments.to(key_segments)], dim=1)
+    one_document = torch.arange(past + length + (cache.later if cache is not None else 0), device=device)  # (S,)
     if tree is not None:  # depth of each token: number of its ancestors
         one_document = torch.cat([one_document[:past], past + tree.sum(1) - 1])
     virtual = cache.virtual if cache is not None else 0
     k_pos = one_document if key_segments is None else _positions(key_segments, virtual)
     if virtual and opened is not None:
         opened = F.pad(opened, (past, 0), value=True)  # virtual tokens are visible to all
-    q_pos, record = k_pos[..., past:], record or Record()
+    q_pos, record = k_pos[..., past : past + length], record or Record()
     bias, prepared, prepared_keys = _of_position(position, q_pos, k_pos, key_segments, past, dtype)
     cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
     return Context(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ablatio.model.kept_copies import in_dtype
 from ablatio.model.number_format import compute_dtype, precise
 
 LogitMap = Callable[[Tensor], Tensor]  # (rows, V) -> (rows, V), each row by itself, without trained weights
@@ -40,10 +41,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         tie: "Tie | None",
         rows: Tensor | None,
     ) -> Tensor:
-        wide, matrix = precise(hidden.dtype), weight.to(hidden.dtype)
+        wide, matrix = precise(hidden.dtype), in_dtype(weight, hidden.dtype)
         total = hidden.new_zeros((), dtype=wide)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        d_weight = torch.empty_like(weight) if weight.requires_grad else None
+        # A sum over all rows, which 16 bits would round in each block.
+        d_weight = torch.empty_like(weight, dtype=precise(weight.dtype)) if weight.requires_grad else None
         # One buffer for all blocks: allocating it anew costs more (page faults) than the softmax that fills it.
         buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
         for start in range(0, len(hidden), chunk):
@@ -305,7 +307,7 @@ def token_scores(
     # vocabulary of 2048, no difference from 8192 on.
     chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight), hidden.device))
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
-    wide, matrix = precise(hidden.dtype), weight.to(hidden.dtype)
+    wide, matrix = precise(hidden.dtype), in_dtype(weight, hidden.dtype)
     losses = hidden.new_empty(len(hidden), dtype=wide)
     hits = torch.empty_like(targets, dtype=torch.bool)
     buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))

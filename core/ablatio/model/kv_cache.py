@@ -21,12 +21,15 @@ class KVCache:
     """Keys and values of each layer, (B, H_kv, S, d_head), in buffers that grow by doubling.
 
     stores  True if a second pass over the same tokens would add their keys once more
+    later   tokens after the new ones whose keys and values `update` returns, too: those that other devices compute
+    room    tokens for which a buffer is made at once, if it is known how long the texts will be
     """
 
-    stores = True
+    stores, later = True, 0
+    later_segments: Tensor | None = None  # (B, later)
 
-    def __init__(self) -> None:
-        self.length = 0
+    def __init__(self, room: int = 0) -> None:
+        self.length, self.room = 0, room
         self.segments: Tensor | None = None  # (B, S) document (or padding) of each cached token, if there are several
         self.virtual = 0  # number of virtual tokens at the start, visible to all documents
         self.memory: Any = None  # EncoderOutput for the steps of the decoder
@@ -39,7 +42,8 @@ class KVCache:
         end = self.length + k.shape[2]
         held = self._buffers.get(layer)
         if held is None or held[0].shape[2] < end:
-            held = (_grown(held[0] if held else None, k, end), _grown(held[1] if held else None, v, end))
+            before = held or (None, None)
+            held = (_grown(before[0], k, end, self.room), _grown(before[1], v, end, self.room))
             self._buffers[layer] = held
         keys, values = (buffer.narrow(2, 0, end) for buffer in held)
         keys.narrow(2, self.length, k.shape[2]).copy_(k)
@@ -135,7 +139,7 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows `rows` (N,), in this order; a row may occur several times."""
-        self._buffers = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self._buffers.items()}
+        self._buffers = {i: (self._selected(k, rows), self._selected(v, rows)) for i, (k, v) in self._buffers.items()}
         self._states = {key: tuple(t.index_select(0, rows) for t in state) for key, state in self._states.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
@@ -143,6 +147,12 @@ class KVCache:
             self.memory = self.memory.select(rows)
         if self.tokens is not None:
             self.tokens = self.tokens[rows]
+
+    def _selected(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        """The rows of a buffer, in one of the same room; only what is filled is copied."""
+        chosen = buffer.new_empty(len(rows), *buffer.shape[1:])
+        chosen[:, :, : self.length] = buffer[:, :, : self.length].index_select(0, rows)
+        return chosen
 
 
 class SharedPrefixCache(KVCache):
@@ -158,6 +168,9 @@ class SharedPrefixCache(KVCache):
             k, v = torch.cat([held[0], k], dim=2), torch.cat([held[1], v], dim=2)
         self._buffers[layer] = k, v
         return k, v
+
+    def _selected(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        return buffer.index_select(0, rows)
 
 
 class VirtualTokensCache(KVCache):
@@ -208,10 +221,11 @@ class RecordingCache(KVCache):
         return k, v
 
 
-def _grown(old: Tensor | None, new: Tensor, need: int) -> Tensor:
+def _grown(old: Tensor | None, new: Tensor, need: int, room: int) -> Tensor:
     """A buffer for at least `need` tokens, with the content of `old`: (B, H_kv, size, d_head)."""
     batch, heads, _, width = new.shape
-    size = max(need, 64, 2 * old.shape[2] if old is not None else 0)  # doubling: copies cost O(1) per token
+    usual = max(64, 2 * old.shape[2] if old is not None else 0)  # doubling: copies cost O(1) per token
+    size = max(need, usual) if need > room else room
     buffer = torch.empty(batch, heads, size, width, dtype=new.dtype, device=new.device)
     if old is not None:
         buffer[:, :, : old.shape[2]] = old

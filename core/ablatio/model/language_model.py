@@ -19,6 +19,7 @@ from ablatio.model.stack import Stack
 
 if TYPE_CHECKING:
     from ablatio.model.builder import ModelBuilder
+    from ablatio.model.divided_vocabulary import DividedVocabulary
 
 
 MIN_TOTAL_WEIGHT = 1e-6  # lower bound on the total target weight: avoids 0/0 for a batch without scored targets
@@ -66,6 +67,7 @@ class LanguageModel(nn.Module):
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.logit_map = builder.head()
+        self.divided: DividedVocabulary | None = None  # if devices divide the token table and the output head
         heads = (_FurtherHead(width, dims.vocab_size, bias=False) for _ in range(builder.further_heads))
         self.further_heads = nn.ModuleList(heads)
 
@@ -157,7 +159,7 @@ class LanguageModel(nn.Module):
                        targets to a scalar summed over the targets
         """
         record = Record()
-        tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
+        tie = Tie.of(self.model.embed_tokens, self.lm_head.weight) if self.divided is None else None
         hidden, *further = self.states(example, record, tie)
         total = self._cross_entropy(hidden, example.targets, example.weights, tie)
         total = total if share == 1.0 else share * total
@@ -180,8 +182,11 @@ class LanguageModel(nn.Module):
         weights = None if weights is None else weights.flatten()
         if weights is not None and (kept := scored_rows(weights)) is not None:
             hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
-        given: dict[str, Any] = {"z_loss": self.z_loss, "smoothing": self.smoothing, "logit_map": self.logit_map}
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, tie=tie, **given)
+        given: dict[str, Any] = {"z_loss": self.z_loss, "smoothing": self.smoothing}
+        if self.divided is not None:  # refused with a map of logits, which may read all of a token's
+            return self.divided.cross_entropy(hidden, targets, weights, **given)
+        given |= {"logit_map": self.logit_map, "tie": tie}
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, **given)
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
@@ -197,7 +202,7 @@ class LanguageModel(nn.Module):
     def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
         """Return the loss of each target in nats and whether the model ranks it first: (B, T) each."""
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)
-        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten(), logit_map=self.logit_map)
+        losses, hits = self._scores(hidden, example.targets.flatten())
         return losses.view_as(example.targets), hits.view_as(example.targets)
 
     @torch.no_grad()
@@ -206,9 +211,14 @@ class LanguageModel(nn.Module):
         assert example.weights is not None
         rows = example.weights.flatten().nonzero()[:, 0]  # (N,)
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
-        targets = example.targets.flatten()[rows]
-        losses, hits = token_scores(hidden, self.lm_head.weight, targets, logit_map=self.logit_map)
+        losses, hits = self._scores(hidden, example.targets.flatten()[rows])
         return losses, hits, example.weights.flatten()[rows]
+
+    def _scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and top-1 hit of each target: (N, W), (N,) -> (N,) each."""
+        if self.divided is not None:
+            return self.divided.token_scores(hidden, targets)
+        return token_scores(hidden, self.lm_head.weight, targets, logit_map=self.logit_map)
 
     def token_losses(self, example: Example) -> Tensor:
         """Return the loss of each target in nats: (B, T)."""

@@ -2,7 +2,8 @@
 
 Device r has the tokens from T r / n on, and computes them as the continuation of those before: as decoding does with a
 cache, but the keys and values of earlier tokens come from the devices that have them (all-gather; Llama 3,
-arXiv:2407.21783, section 3.3.2).  In the backward pass the gradients of keys and values go back to their devices.
+arXiv:2407.21783, section 3.3.2).  In an encoder they come from later tokens, too.  In the backward pass the gradients
+of keys and values go back to their devices.
 """
 
 import itertools
@@ -42,43 +43,46 @@ class TokenDevices:
         edges = [length * i // self.count for i in range(self.count + 1)]
         return [end - start for start, end in itertools.pairwise(edges)]
 
-    def until(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """All tokens up to the last of this device: (B, H, own, d) -> (B, H, end, d)."""
-        found: Tensor = _Until.apply(x, self, sizes)  # type: ignore[no-untyped-call]
+    def joined(self, x: Tensor, sizes: list[int], last: int) -> Tensor:
+        """The tokens of the devices up to number `last`: (B, H, own, d) -> (B, H, all of these, d)."""
+        found: Tensor = _Joined.apply(x, self, sizes, last)  # type: ignore[no-untyped-call]
         return found
 
 
-class _Until(torch.autograd.Function):
+class _Joined(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, devices: TokenDevices, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, devices: TokenDevices, sizes: list[int], last: int) -> Tensor:
         ctx.devices, ctx.sizes = devices, sizes
         pieces = devices.gather(F.pad(x, (0, 0, 0, max(sizes) - x.shape[2])).contiguous())
-        used = zip(pieces[: devices.index + 1], sizes, strict=False)
+        used = zip(pieces[: last + 1], sizes, strict=False)
         return torch.cat([piece[:, :, :size] for piece, size in used], dim=2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         sizes, devices, (gradient,) = ctx.sizes, ctx.devices, gradients
         whole = F.pad(gradient, (0, 0, 0, sum(sizes) - gradient.shape[2]))  # later tokens are not seen
         start = sum(sizes[: devices.index])
-        return devices.total(whole)[:, :, start : start + sizes[devices.index]], None, None
+        return devices.total(whole)[:, :, start : start + sizes[devices.index]], None, None, None
 
 
 class GatheredCache(KVCache):
-    """Keys and values of the tokens before those of this device; nothing is stored."""
+    """Keys and values of the tokens of the other devices; nothing is stored."""
 
     stores = False
 
-    def __init__(self, devices: TokenDevices, sizes: list[int], segments: Tensor | None) -> None:
-        """`segments` (B, T): documents of the whole rows, if they have several."""
+    def __init__(self, devices: TokenDevices, sizes: list[int], segments: Tensor | None, *, causal: bool) -> None:
+        """`segments` (B, T): documents of the whole rows, if they have several; causal: later tokens are not seen."""
         super().__init__()
         self.devices, self.sizes = devices, sizes
+        self.last = devices.index if causal else devices.count - 1  # device of the last token that is seen
         self.length = sum(sizes[: devices.index])
+        self.later = sum(sizes[devices.index + 1 : self.last + 1])
         self.segments = None if segments is None else segments[:, : self.length]
+        self.later_segments = None if segments is None else segments[:, segments.shape[1] - self.later :]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the keys and values of earlier tokens before those of this device."""
-        return self.devices.until(k, self.sizes), self.devices.until(v, self.sizes)
+        """Put the keys and values of the other tokens before and after those of this device."""
+        return self.devices.joined(k, self.sizes, self.last), self.devices.joined(v, self.sizes, self.last)
 
     def update_window(
         self, layer: int, k: Tensor, v: Tensor, window: int, first: Tensor | None = None
@@ -103,10 +107,10 @@ class GatheredCache(KVCache):
 
 
 class DividedTokens:
-    """Lets the stack of a decoder-only model read the tokens of one device while a loss is computed."""
+    """Lets the stack of a decoder or an encoder alone read the tokens of one device while a loss is computed."""
 
     def __init__(self, stack: nn.Module, devices: TokenDevices) -> None:
-        self.devices = devices
+        self.devices, self.causal = devices, stack.mask == "causal"
         self._cache: GatheredCache | None = None
         stack.register_forward_pre_hook(self._with_cache, with_kwargs=True)
 
@@ -118,7 +122,7 @@ class DividedTokens:
         assert example.source is None, "a source is not divided"
         sizes, index = self.devices.sizes(example.inputs.shape[1]), self.devices.index
         start = sum(sizes[:index])
-        self._cache = GatheredCache(self.devices, sizes, example.segments)
+        self._cache = GatheredCache(self.devices, sizes, example.segments, causal=self.causal)
         try:
             return loss(example.columns(slice(start, start + sizes[index])))
         finally:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from ablatio.model.divided_vocabulary import DividedVocabulary
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.tensor_parallel import Devices, Divided, Layout, parts_of
@@ -54,6 +55,19 @@ def gradients(net: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[dict[
     def part(index: int, own: nn.Module) -> Tensor:
         for divided in parts_of(own):
             Divided(divided, threads.devices(index)).attach()
+        return loss(own)
+
+    return _computed(threads, net, part)
+
+
+def vocabulary_gradients(net: LanguageModel, loss: Callable[[nn.Module], Tensor]) -> list[dict[str, Tensor]]:
+    """The same with half of the rows of the token table and of the output head in each thread."""
+    threads = Threads()
+
+    def part(index: int, own: nn.Module) -> Tensor:
+        assert isinstance(own, LanguageModel)
+        own.divided = DividedVocabulary(own.model.embed_tokens, own.lm_head, threads.devices(index))
+        own.divided.attach()
         return loss(own)
 
     return _computed(threads, net, part)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ablatio.errors import Diverged, UserError
 from ablatio.model.example import mean_measures
+from ablatio.model.kept_copies import Copies, kept_copies
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
-from ablatio.model.parameter_roles import Rate, apply_own, apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.model.parameter_roles import Rate, apply_own, apply_rates, groups_by_role, named_seed
 from ablatio.model.part_choices import PartChoice, piece_of
 from ablatio.model.peft.apply import AppliedPeft
 from ablatio.model.ranks import Ranks, ranks
@@ -20,6 +21,7 @@ from ablatio.model.strategy import Strategy
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer
+from ablatio.training.examples import EXAMPLE, make_example
 from ablatio.training.held_weights import HeldWeights
 from ablatio.training.learning_rates import LearningRates, own_settings
 from ablatio.training.scheduled_settings import ScheduledSettings
@@ -74,6 +76,7 @@ class TrainingModule(pl.LightningModule):
         self._step_measures: list[dict[str, Tensor]] = []  # of the same batches
         self._targets: Tensor | int = 0  # total weight in this step; stays on the device if the targets are weighted
         self._example: Any = None
+        self._copies: Copies = {}  # of weights in 16 bits, for the batches of one step
         self._targets_per_batch = self.settings["batch_size"] * setup.length
         # With a stabilizer that rewinds, a loss that is not finite must not end the run.
         self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in stabilizers)
@@ -105,17 +108,14 @@ class TrainingModule(pl.LightningModule):
         """The run's single optimizer, without Lightning's wrapper."""
         return self.trainer.optimizers[0]
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
-        """Make the task's example on the CPU; its random draws depend on the batch number alone.
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Any:
+        """Make the task's example on the CPU, unless a process that reads the data has made it.
 
         The values of scheduled settings are set first, at a step's first batch: an objective may have one.
         """
         if self.scheduled is not None and not self._step_losses:
             self.scheduled.set(self.global_step)
-        number = int(batch["number"])
-        generator = named_generator(self.seeds.data, f"objective/{number}")
-        example = self.task.example(batch, generator)
-        return {"number": number, "example": self.task.own_rows(example, ranks()) if ranks().world > 1 else example}
+        return batch if EXAMPLE in batch else make_example(self.task, batch, self.seeds.data)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
@@ -134,7 +134,10 @@ class TrainingModule(pl.LightningModule):
         """
         example = batch["example"]
         self._example = example
-        total, weight, measures = self.strategy.loss(example, self._is_last_batch)
+        with kept_copies(self._copies):
+            total, weight, measures = self.strategy.loss(example, self._is_last_batch)
+        if self._is_last_batch:  # before the backward pass, which is when a step needs most memory
+            self._copies.clear()
         if not self.rewinds and ranks().world == 1:  # several ranks decide together, at the end of the step
             self._watch(total.detach() / torch.where(weight > 0, weight, 1.0), "loss")  # weight 0: no scored target
         self._step_losses.append((total.detach(), weight))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ablatio.data.order import RowPlan
@@ -16,6 +15,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.evaluation.responder import Responder
+from ablatio.model.kept_copies import kept_copies
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import AppliedPeft, tune
@@ -31,6 +31,7 @@ from ablatio.training.estimate import within_memory
 from ablatio.training.evaluation.access import longest_row
 from ablatio.training.evaluation.evaluation import Evaluation, EvaluationResult
 from ablatio.training.evaluation.prompting import Prompting, decode_part, most_probable
+from ablatio.training.examples import SHAPES_EXAMPLES, Examples
 from ablatio.training.frozen_model import open_model
 from ablatio.training.initial_weights import TakenOver, continue_tokens, start_model
 from ablatio.training.lightning_module import TrainingModule
@@ -85,15 +86,18 @@ class PreparedRun:
             self.task.prepare(self.model)
         self.learner.strategy.place(Pass(self.model, self.task.loss))
 
-    def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
-        """Return the loader of the training batches from number `start` on.
+    def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, Any]]":
+        """Return the loader of the training batches from number `start` on, as examples if other processes read them.
 
         start    batches done so far: the whole position that a resumed run needs
         skipped  added to the batch numbers: batches of the data that were left out after rewinds
         """
         train, workers = self.config["train"], self.config["trainer"]["workers"]
         sampler = _BatchNumbers(start, train["steps"] * train["accumulate"], skipped)
-        batches: Any = self.task.training
+        scheduled = self.learner.scheduled
+        # The values of a schedule are set in this process, step by step.
+        alone = scheduled is not None and scheduled.sets(SHAPES_EXAMPLES)
+        batches: Any = self.task.training if alone or not workers else Examples(self.task, self.setup.seeds.data)
         return DataLoader(
             batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
         )
@@ -112,7 +116,7 @@ class PreparedRun:
     def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
         """Score the model with its task: {name: value}, the names in the task's `scores` and its counts and errors."""
         device = next(self.model.parameters()).device
-        with self.machine.autocast():
+        with self.machine.autocast(), kept_copies({}):
             return self.task.score(self.model, batches, device, between)
 
     def evaluate(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -204,8 +205,9 @@ def _store(place: Place, timeout: float) -> Any:
         )
     except RuntimeError as error:
         if hosts:
+            why = _first_line(error).rpartition("message: ")[2]
             raise EnvironmentFault(
-                f"rank 0 cannot listen at {where}: {_first_line(error)}\n    try: another MASTER_PORT"
+                f"rank 0 cannot listen at {where}: {why}\n    try: MASTER_PORT={_free_port()}, on every machine"
             ) from None
         raise EnvironmentFault(
             f"rank {place.rank} cannot reach rank 0 at {where} within {timeout:g} s\n"
@@ -253,6 +255,12 @@ def _lost(place: Place, group: Group, text: str) -> str:
 
 def _named(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
 
 
 def _first_line(error: Any) -> str:

@@ -1,6 +1,6 @@
 """Set the scheduled values on the model, the optimizer and the parts before each step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class ScheduledSettings:
 
     def __bool__(self) -> bool:
         return bool(self.timeline.schedules)
+
+    def sets(self, sections: Collection[str]) -> bool:
+        """True if a setting of one of these sections changes."""
+        return any(path.split(".", 1)[0] in sections for path in self.timeline.schedules)
 
     def connect(self, parts: Mapping[str, list[Any]]) -> None:
         """Find the objects behind the settings.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio import Positive, Range, Schedulable
+from ablatio.model.rl.kl import masked_mean
 
 Metrics = dict[str, Tensor]
 PAIR_METRICS = ("train/reward_chosen", "train/reward_rejected", "train/reward_margin", "train/reward_accuracy")
@@ -38,12 +39,16 @@ def divergence_score(log_ratio: Tensor, divergence: str, alpha: float) -> Tensor
     return torch.expm1(((alpha - 1) * log_ratio).clamp(max=LARGEST)) / (alpha - 1)
 
 
-def pair_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
-    """Mean implicit reward of both answers, their margin, and the share of pairs in the right order: (B,) -> ()."""
+def pair_metrics(chosen: Tensor, rejected: Tensor, paired: Tensor | None = None) -> Metrics:
+    """Mean implicit reward of both answers, their margin, and the share of pairs in the right order: (B,) -> ().
+
+    paired  1 for the pairs that count, 0 for the others; None: all count
+    """
     # Logged values must not hold the graph of the step in memory.
     chosen, rejected = chosen.detach(), rejected.detach()
-    names = (chosen.mean(), rejected.mean(), (chosen - rejected).mean(), (chosen > rejected).float().mean())
-    return dict(zip(PAIR_METRICS, names, strict=True))
+    values = (chosen, rejected, chosen - rejected, (chosen > rejected).float())
+    means = [value.mean() if paired is None else masked_mean(value, paired) for value in values]
+    return dict(zip(PAIR_METRICS, means, strict=True))
 
 
 def smoothed_logsigmoid(margin: Tensor, smoothing: float) -> Tensor:

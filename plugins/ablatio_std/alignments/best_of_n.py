@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio import NonNegative, Range, alignments
+from ablatio.model.rl.kl import masked_mean
 from ablatio.registry.kinds.alignment_inputs import Advantages
 from ablatio_std.alignments._common import PAIR_METRICS, Beta, Metrics, pair_metrics
 from ablatio_std.alignments._policy import Epochs, Group, Minibatches, best_of
@@ -120,12 +121,10 @@ class OnlineDPO:
         ratios = ((logps - ref_logps) * mask).sum(1).view(-1, self.group)  # (prompts, group)
         rank = advantages.view(-1, self.group)
         least = 0 if self.pairs == "all" else 1  # extremes: only 1 against -1 differs by more than 1
-        prompt, better, worse = (rank[:, :, None] - rank[:, None] > least).nonzero(as_tuple=True)
-        better, worse = self.beta * ratios[prompt, better], self.beta * ratios[prompt, worse]
-        if not len(better):
-            # Still a function of the weights, so that backward() works on a batch without pairs.
-            return 0.0 * ratios.sum(), dict.fromkeys(PAIR_METRICS, logps.new_zeros(()))
-        return -F.logsigmoid(better - worse).mean(), pair_metrics(better, worse)
+        # A mask and not the indices of the pairs, whose number a GPU would have to be waited for.
+        paired = (rank[:, :, None] - rank[:, None] > least).to(ratios.dtype)  # (prompts, better, worse)
+        better, worse = (self.beta * x.expand_as(paired) for x in (ratios[:, :, None], ratios[:, None]))
+        return masked_mean(-F.logsigmoid(better - worse), paired), pair_metrics(better, worse, paired)
 
 
 @alignments.register("rpt", paper="arXiv:2506.08007")

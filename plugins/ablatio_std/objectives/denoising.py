@@ -195,7 +195,7 @@ class MaskedLM:
     A share `random` is read as another random token and the rest, 10 % in BERT, unchanged.
     """
 
-    produces = "blanks in place"
+    produces, splits_tokens = "blanks in place", True
     extra_tokens = 1
 
     def __init__(self, vocab_size: int, *, rate: Rate = 0.15, masked: Masked = 0.8, random: Replaced = 0.1) -> None:
@@ -236,7 +236,7 @@ class UniLM(MaskedLM):
         UserError: the two shares are more than 1 together.
     """
 
-    produces = "blanks under masks"
+    produces, splits_tokens = "blanks under masks", False
 
     def __init__(
         self,

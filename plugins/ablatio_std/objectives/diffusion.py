@@ -18,7 +18,7 @@ class MaskedDiffusion:
     The time is not an input of the model, as in the paper; the head may also predict [MASK], which the paper rules out.
     """
 
-    produces = "blanks in place"
+    produces, splits_tokens = "blanks in place", True
     extra_tokens = 1
 
     def __init__(

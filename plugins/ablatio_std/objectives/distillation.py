@@ -23,6 +23,8 @@ class Distillation(NextToken):
 
     metrics = ("train/divergence",)
 
+    reads_head = True
+
     def __init__(
         self,
         *,

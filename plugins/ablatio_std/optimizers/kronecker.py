@@ -8,6 +8,7 @@ from torch import Tensor
 from ablatio import Positive, optimizers
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Momentum, Rate, Tensors, adamw_, shrink
+from ablatio_std.optimizers._decompositions import eigh, orthonormal_factors
 from ablatio_std.optimizers._orthogonal import Precision, orthogonalized
 
 Every = Annotated[int, Positive, "steps between factorizations"]
@@ -47,17 +48,21 @@ class Shampoo(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         shrink(group, w)
-        for p, grad in zip(w, g, strict=True):
-            state, sides = self.state[p], _sides(p, group["largest"])
-            u = _as_matrix(grad)
-            for side, _ in sides:
+        sides = [[side for side, _ in _sides(p, group["largest"])] for p in w]
+        factors = [(self.state[p], side, len(own)) for p, own in zip(w, sides, strict=True) for side in own]
+        for p, grad, own in zip(w, g, sides, strict=True):
+            for side in own:
                 # A sum and not a mean: Shampoo's steps shrink as AdaGrad's do.
-                state[side] += _outer(_as_matrix(grad), side)
-                if t < group["every"] or t % group["every"] == 0:
-                    values, basis = _eigh(state[side])
-                    # Rounding can make the smallest eigenvalues negative, whose roots are NaN.
-                    values = values.clamp(min=group["eps"]) ** (-0.5 / len(sides))
-                    state[f"{side}_root"].copy_(basis * values[..., None, :] @ basis.mT)
+                self.state[p][side] += _outer(_as_matrix(grad), side)
+        if t < group["every"] or t % group["every"] == 0:
+            found = eigh(state[side] for state, side, _ in factors)
+            for (state, side, count), (values, basis) in zip(factors, found, strict=True):
+                # Rounding can make the smallest eigenvalues negative, whose roots are NaN.
+                values = values.clamp(min=group["eps"]) ** (-0.5 / count)
+                state[f"{side}_root"].copy_(basis * values[..., None, :] @ basis.mT)
+        for p, grad, own in zip(w, g, sides, strict=True):
+            state, u = self.state[p], _as_matrix(grad)
+            for side in own:
                 u = _apply(u, side, state[f"{side}_root"])
             # Momentum after preconditioning, as in the paper: old steps keep the factors of their own time.
             state["m"].mul_(group["momentum"]).add_(u.view_as(p))
@@ -98,7 +103,7 @@ class SOAP(Foreach):
                 # As one step of the moving average from 0.
                 state[side] = _outer(p.grad, side) * (1 - group["betas"][1])
                 # eigh sorts eigenvalues in ascending order, qr(L Q) keeps the largest first
-                state[f"{side}_basis"] = _eigh(state[side])[1].flip(-1)
+                state[f"{side}_basis"] = eigh([state[side]])[0][1].flip(-1)
         return state
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
@@ -123,11 +128,9 @@ class SOAP(Foreach):
             for side in sides:
                 u = _apply(u, side, state[f"{side}_basis"])
                 state[side].lerp_(_outer(grad, side), 1 - b2)
-                # One step of orthogonal iteration from the last basis: a QR costs a fraction of an eigh, and L changes
-                # slowly.
-                if t % group["every"] == 0:
-                    state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
             p.add_(self.finished(group, u), alpha=-group["lr"])
+        if t % group["every"] == 0:
+            _turn_bases([self.state[p] for p in w])
         return None
 
     def finished(self, group: Group, u: Tensor) -> Tensor:
@@ -203,7 +206,7 @@ class KLSOAP(Foreach):
         if group["role"] != "vector" and p.grad is not None:
             for side, n in _sides(p, group["largest"]):
                 state[side] = _outer(p.grad, side) * ((1 - group["betas"][1]) / _length_of_other(p, side))
-                state[f"{side}_basis"] = _eigh(state[side])[1].flip(-1)
+                state[f"{side}_basis"] = eigh([state[side]])[0][1].flip(-1)
                 state[f"{side}_values"] = p.new_full((*p.shape[:-2], n), group["start"])
         return state
 
@@ -226,10 +229,9 @@ class KLSOAP(Foreach):
                 u = _apply(u, side, state[f"{side}_basis"])
             # After the update, as in SOAP: a gradient is not whitened by factors that contain it.
             _fit_factors(group, state, sides, grad, rotated_grad)
-            for side in sides:
-                if (t - 1) % group["every"] == 0:
-                    state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
             p.add_(u, alpha=-group["lr"])
+        if (t - 1) % group["every"] == 0:
+            _turn_bases([self.state[p] for p in w])
         return None
 
 
@@ -252,6 +254,14 @@ def _fit_factors(group: Group, state: dict[str, Tensor], sides: list[str], grad:
         values.clamp_(min=max(10, min(values.shape[-1], 4000)) ** -2.0)
 
 
+def _turn_bases(states: list[dict[str, Tensor]]) -> None:
+    """Q <- qr(L Q), one step of orthogonal iteration: a QR costs a fraction of an eigh, and L changes slowly."""
+    factors = [(state, side) for state in states for side in ("left", "right") if side in state]
+    products = (state[side] @ state[f"{side}_basis"] for state, side in factors)
+    for (state, side), basis in zip(factors, orthonormal_factors(products), strict=True):
+        state[f"{side}_basis"].copy_(basis)
+
+
 def _length_of_other(p: Tensor, side: str) -> int:
     """Length of the side that the factor of `side` sums over."""
     return p.shape[-1] if side == "left" else p.shape[-2]
@@ -266,15 +276,6 @@ def _sides(p: Tensor, largest: int) -> list[tuple[str, int]]:
     """The sides with a factor and their lengths: ("left", rows) and ("right", columns); of a vector the left only."""
     sides = [("left", p.shape[-2]), ("right", p.shape[-1])] if p.dim() > 1 else [("left", p.shape[0])]
     return [(side, n) for side, n in sides if n <= largest]
-
-
-def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors; in float64 where float32 does not converge, as with many unused rows of a table."""
-    try:
-        values, basis = torch.linalg.eigh(m)
-    except torch.linalg.LinAlgError:
-        values, basis = torch.linalg.eigh(m.double())
-    return values.to(m.dtype), basis.to(m.dtype)
 
 
 def _outer(g: Tensor, side: str) -> Tensor:

@@ -19,6 +19,7 @@ from ablatio_std.optimizers._common import (
     adamw_,
     shrink,
 )  # fmt: skip
+from ablatio_std.optimizers._decompositions import left_singular_vectors
 
 
 @optimizers.register("galore", paper="arXiv:2403.03507", entrywise=False)
@@ -62,9 +63,9 @@ class GaLore(Foreach):
         bases = [self.state[p]["basis"] for p in w]
         # At the first step, too: t counts from 1.
         if (t - 1) % group["every"] == 0:
-            for basis, grad in zip(bases, g, strict=True):
+            for basis, vectors in zip(bases, left_singular_vectors(map(_as_wide, g)), strict=True):
                 # m and v stay in the coordinates of the old subspace, as in the authors' code.
-                basis.copy_(torch.linalg.svd(_as_wide(grad), full_matrices=False).U[..., : basis.shape[-1]])
+                basis.copy_(vectors[..., : basis.shape[-1]])
         projected = [_transposed_if_tall(basis.mT @ _as_wide(x), x) for basis, x in zip(bases, g, strict=True)]
         u = adam_direction(group, t, projected, *buffers)
         shrink(group, w)

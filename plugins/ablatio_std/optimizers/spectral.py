@@ -8,6 +8,7 @@ from torch import Tensor
 from ablatio import NonNegative, Positive, optimizers
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Tensors, adamw_, descend, shrink
+from ablatio_std.optimizers._decompositions import orthonormal_factors
 from ablatio_std.optimizers._orthogonal import Precision, batches, orthogonalized
 from ablatio_std.optimizers.muon import Polynomials
 
@@ -103,12 +104,14 @@ class Dion(Foreach):
         if group["role"] != "matrix":
             return adamw_(group, t, w, g, *([self.state[p][name] for p in w] for name in ("m", "v")))
         shrink(group, w)
-        for weight, grad in zip(w, g, strict=True):
-            m, q = self.state[weight]["m"], self.state[weight]["q"]
+        held = [(self.state[weight]["m"], self.state[weight]["q"]) for weight in w]
+        for (m, _), grad in zip(held, g, strict=True):
             # The buffer is a sum with error feedback, not a mean: only the part that was applied decays.
             m.add_(grad)
-            exact = torch.promote_types(m.dtype, torch.float32)  # qr has no lower precision
-            p = torch.linalg.qr((m @ q).to(exact)).Q.to(m.dtype)  # (..., rows, rank)
+        # qr has no lower precision than float32.
+        factors = orthonormal_factors((m @ q).to(torch.promote_types(m.dtype, torch.float32)) for m, q in held)
+        for weight, (m, q), factor in zip(w, held, factors, strict=True):
+            p = factor.to(m.dtype)  # (..., rows, rank)
             r = m.mT @ p  # (..., columns, rank)
             m.sub_(p @ r.mT, alpha=1 - group["momentum"])
             # Columns of length 1: the update is P Q^T with singular values near 1, as Muon's, and not weighted by R.

@@ -1,6 +1,5 @@
 """DeepSpeed's engine as a strategy: its config, its passes, and an optimizer whose checkpoint is that of one device."""
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import UserError
 from ablatio.model.example import Loss
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
@@ -30,6 +29,7 @@ class Engine(Strategy):
     """
 
     engine, updates = True, "entry"
+    packages = ("deepspeed=ablatio[deepspeed]",)
     stage: ClassVar[int]
 
     def __init__(
@@ -54,11 +54,6 @@ class Engine(Strategy):
         return int(self.bucket_mb * MB)
 
     def place(self, step: Pass) -> None:
-        if importlib.util.find_spec("deepspeed") is None:
-            raise EnvironmentFault(
-                "strategy=zero1, zero2 and zero3 use DeepSpeed, which is not installed\n"
-                "    try: pip install 'ablatio[deepspeed]', or strategy=fsdp"
-            )
         os.environ.setdefault("DS_ACCELERATOR", next(step.parameters()).device.type)  # read when it is imported
         self.step_module = step
         self.names = {id(p): name for name, p in step.model.named_parameters()}

@@ -17,11 +17,12 @@ from ablatio_std.strategies._sums import add_gradients, summed
 
 @strategies.register("context", paper="arXiv:2407.21783")
 class ContextParallel(Strategy):
-    """g = sum over ranks of the gradients of their tokens, each computed with the keys and values of all earlier ones.
+    """g = sum over ranks of the gradients of their tokens, with the keys and values of all tokens that they see.
 
     For rows so long that the activations of one do not fit on a device: a device has T / n tokens of each row.  Each
-    attention gathers keys and values, (rows, T, key heads, d_head) each.  Later tokens see more keys, so the last rank
-    has the most work.  The attentions say by their fact `splits_tokens` that they need nothing else of other tokens.
+    attention gathers keys and values, (rows, T, key heads, d_head) each.  In a decoder later tokens see more keys, so
+    the last rank has the most work.  The attentions say by their fact `splits_tokens` that they need nothing else of
+    other tokens.
     """
 
     splits = "tokens"

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ablatio import Positive, rule, strategies
@@ -36,6 +36,9 @@ class FullySharded(Strategy):
     lies in the memory of the host, which updates copies of the weights (ZeRO-Offload, arXiv:2101.06840).
     copies=c: c groups of n / c devices, each with all weights between its members: gradients are summed over the groups
     too, and layers are made whole within a group only, such as the devices of one machine (HSDP).
+    gathered=bf16: layers get their weights in bfloat16, and the residual stream has it, too.  Gathers send half, and no
+    weight is converted where it is used, nor once more by recomputation; weights, sums of gradients and state of the
+    optimizer stay in float32.  Only gains and biases, which autocast leaves in float32, are rounded besides.
     """
 
     shards, updates = True, "tensor"
@@ -47,10 +50,11 @@ class FullySharded(Strategy):
         reshard: bool = True,
         offload: Offload = "none",
         copies: Annotated[int, Positive, "groups of devices, each of which holds all weights"] = 1,
+        gathered: Annotated[Literal["32", "bf16"], "bits of the weights that layers get; bf16: bfloat16"] = "32",
     ) -> None:
         """`reshard`: drop a layer's weights after its forward pass; False keeps them for the backward pass."""
         super().__init__(ranks)
-        self.reshard, self.offload, self.copies = reshard, offload, copies
+        self.reshard, self.offload, self.copies, self.gathered = reshard, offload, copies, gathered
         self.loose: list[nn.Parameter] = []  # scalars, which every rank holds
         self.stand_ins: StandIns | None = None
 
@@ -65,6 +69,8 @@ class FullySharded(Strategy):
         keep_rows_whole(step.model)
         self.loose = [p for p in step.parameters() if p.dim() == 0]
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": {*self.loose}}
+        if self.gathered == "bf16":  # inputs stay as they are: biases of positions need float32
+            options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for layer in layers_of(step.model):
             fully_shard(layer, reshard_after_forward=self.reshard, **options)
         fully_shard(step, reshard_after_forward=False, **options)
@@ -101,6 +107,9 @@ class FullySharded(Strategy):
         of = {id(p): tensor for p, tensor in zip(self.stand_ins.parameters, self.stand_ins.tensors, strict=True)}
         self.stand_ins.take_weights()
         made = build([{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups])
+        # Some optimizers (adagrad) make the state of all tensors at once; that of other ranks' tensors has no numbers.
+        for tensor in [tensor for tensor in made.state if tensor.is_meta]:
+            del made.state[tensor]
         made.register_load_state_dict_pre_hook(self._own_state)
         self.built = made
         return made
@@ -220,6 +229,7 @@ class FullySharded(Strategy):
         owners = self.ranks.world if piece != "entry" else n
         standing = 2 * -(-one.gradients // owners) if piece != "entry" or host else 0
         passing = 2 * (one.layer + one.outside) if self.reshard else one.weights + one.layer + one.outside
+        passing //= 2 if self.gathered == "bf16" else 1
         state = -(-one.optimizer // owners)
         return replace(
             super().memory(one, piece),
@@ -279,5 +289,13 @@ rule(
     why="optimizer=schedule_free exchanges the weights that are scored, and with strategy.offload=cpu it has copies",
     fix="strategy.offload=none",
     where="strategy.offload",
+)
+rule(
+    when="strategy.name == 'fsdp' and strategy.gathered == 'bf16' and trainer.precision != 'bf16' "
+    "and trainer.devices * trainer.nodes > 1",
+    why="strategy.gathered=bf16 gives layers weights of 16 bits, and with trainer.precision={trainer.precision} they "
+    "may compute in 32",
+    fix="trainer.precision=bf16",
+    where="trainer.precision",
 )
 refuse_uneven("fsdp", "copies", DEVICES)

@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ablatio import Positive, strategies
 from ablatio.model.device_memory import DeviceMemory
+from ablatio.model.divided_vocabulary import DividedVocabulary
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass
 from ablatio.model.tensor_parallel import Devices, Divided, parts_of, refuse_what_does_not_divide
@@ -31,13 +32,21 @@ class TensorParallel(FullySharded):
 
     degree=t: t devices divide each layer.  n / t such groups share the rows of a batch, and divide the rows of each
     weight once more, as fsdp does.
+    vocabulary=true: the rows of embedding and head are divided as well.  A loss then sends three numbers for each
+    token, and two sums of (rows, tokens, d_model); where logits are asked for, as in policies, all of them are sent.
     """
 
     splits, grouped_by = "heads", "degree"
 
-    def __init__(self, ranks: Ranks, *, degree: Degree = None) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        *,
+        degree: Degree = None,
+        vocabulary: Annotated[bool, "divide embedding and head by the rows of token ids"] = False,
+    ) -> None:
         super().__init__(ranks)
-        self.degree = degree or ranks.world
+        self.degree, self.vocabulary = degree or ranks.world, vocabulary
         self.whole: list[nn.Parameter] = []  # not divided by heads or features
 
     def place(self, step: Pass) -> None:
@@ -50,10 +59,10 @@ class TensorParallel(FullySharded):
         devices = Devices(self.degree, self.heads.get_local_rank(), self._total, self._own)
         for divided in [Divided(part, devices) for part in parts]:
             for module, name, axis in divided.layout.divided:
-                if (whole := module._parameters.get(name)) is not None and not isinstance(whole, DTensor):
-                    own = distribute_tensor(whole.detach(), self.heads, [Shard(axis)], src_data_rank=None)
-                    module._parameters[name] = nn.Parameter(own, requires_grad=whole.requires_grad)
+                self._divide(module, name, axis)
             divided.attach()
+        if self.vocabulary:
+            self._divide_vocabulary(step.model, devices)
         by_heads = {name for name, p in step.model.named_parameters() if isinstance(p, DTensor)}
         if self.degree < self.ranks.world:
             # Two sums make a tensor whole that is divided twice along one axis; torch logs that one would be faster.
@@ -62,6 +71,24 @@ class TensorParallel(FullySharded):
         else:
             self.hold(step)
         self.whole = [p for name, p in step.model.named_parameters() if name not in by_heads and p.dim() > 0]
+
+    def _divide(self, module: nn.Module, name: str, axis: int) -> None:
+        """Keep this device's part of a parameter."""
+        if (whole := module._parameters.get(name)) is not None and not isinstance(whole, DTensor):
+            own = distribute_tensor(whole.detach(), self.heads, [Shard(axis)], src_data_rank=None)
+            module._parameters[name] = nn.Parameter(own, requires_grad=whole.requires_grad)
+
+    def _divide_vocabulary(self, model: Any, devices: Devices) -> None:
+        """Keep this device's rows of embedding and head, which stay one parameter if they are tied."""
+        table, head = model.model.embed_tokens, model.lm_head
+        model.divided = DividedVocabulary(table, head, devices)
+        tied = head.weight is table.weight
+        self._divide(table, "weight", 0)
+        if tied:
+            head._parameters["weight"] = table.weight
+        else:
+            self._divide(head, "weight", 0)
+        model.divided.attach()
 
     def _total(self, x: Tensor) -> Tensor:
         """Sum of a tensor over the devices that divide layers."""
@@ -86,12 +113,14 @@ class TensorParallel(FullySharded):
         outside are whole for a while, as with fsdp.  Owners of whole tensors have 1 / n of weights and gradients more.
         """
         world, groups = self.ranks.world, self.ranks.world // self.degree
-        inside = (one.weights - one.outside) / max(one.weights, 1)
+        outside = 0 if self.vocabulary else one.outside  # it is embedding and head, and norms, which count as divided
+        inside = (one.weights - outside) / max(one.weights, 1)
         share = inside / world + (1 - inside) / groups
         owned = 1 if groups > 1 else inside  # what is whole on all devices has no owner
         whole = piece != "entry"
         standing = 2 * math.ceil(one.gradients * owned / world) if whole else 0
-        passing = 2 * (-(-one.layer // self.degree) + one.outside) if groups > 1 else 0
+        whole_rows = -(-one.outside // self.degree) if self.vocabulary else one.outside
+        passing = 2 * (-(-one.layer // self.degree) + whole_rows) if groups > 1 else 0
         return replace(
             one,
             weights=math.ceil(one.weights * share),

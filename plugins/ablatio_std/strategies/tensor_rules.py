@@ -79,3 +79,28 @@ _refuse(
 _refuse(
     "facts.quantization.bits < 32", "quantization={quantization.name} stores codes of whole matrices", "quantization"
 )
+_vocabulary = "strategy.vocabulary and "
+_refuse(
+    f"{_vocabulary}facts.objective.reads_head",
+    "objective={objective.name} reads the whole matrix of the head (its fact `reads_head`)",
+    "strategy.vocabulary",
+    "strategy.vocabulary=false",
+)
+_refuse(
+    f"{_vocabulary}peft.name != 'none'",
+    "peft={peft.name} may change the token table or the head, which strategy.vocabulary divides",
+    "strategy.vocabulary",
+    "strategy.vocabulary=false",
+)
+_refuse(
+    f"{_vocabulary}model.vocab_size is not None and model.vocab_size % {DEGREE} != 0",
+    "model.vocab_size={model.vocab_size} does not divide",
+    "model.vocab_size",
+    "strategy.vocabulary=false",
+)
+_refuse(
+    f"{_vocabulary}head.name != 'plain'",
+    "head={head.name} maps all logits of a token together",
+    "strategy.vocabulary",
+    "strategy.vocabulary=false",
+)

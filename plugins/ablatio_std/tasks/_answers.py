@@ -64,8 +64,10 @@ class Answers:
     parents  (N,) row of `prompts` that each answer belongs to
     tokens   (N, A + 1) last token of the prompt, then the answer, padded on the right
     mask     (N, A) 1 on the tokens of the answer, 0 in padding
+    kept     (number of answer tokens,) their places in N * A
     index    (N,) indices in the AnswerSet
     longest  tokens of the longest prompt together with its answer
+    shortest  tokens of the shortest row of `prompts`
     more     further tensors that a task adds, by name
     """
 
@@ -74,8 +76,10 @@ class Answers:
     parents: Tensor
     tokens: Tensor
     mask: Tensor
+    kept: Tensor
     index: Tensor
     longest: int
+    shortest: int
     more: dict[str, Tensor]
 
     @property
@@ -95,9 +99,8 @@ class Answers:
 
     def token_logprobs(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
         """Log-probability in nats of each answer token: (N, A), 0 in padding; `collision`: also log sum_v p(v)^2."""
-        states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens[:, :-1], self.longest - 1)
+        states, kept = self._states(model, self.tokens[:, :-1], self.longest - 1), self.kept
         # Padding is dropped here, so that no time is spent on its logits over the vocabulary.
-        kept = self.mask.flatten().nonzero()[:, 0]
         answer_tokens = states.flatten(0, 1).index_select(0, kept)  # (number of answer tokens, D)
         found = token_logps(model, answer_tokens, self.targets.flatten()[kept], collision=collision)
 
@@ -108,7 +111,11 @@ class Answers:
 
     def states(self, model: LanguageModel) -> Tensor:
         """Hidden states at the last token of the prompt and at all tokens of the answer: (N, A + 1, D)."""
-        return answer_states(model, self.prompts, self.lengths, self.parents, self.tokens, self.longest)
+        return self._states(model, self.tokens, self.longest)
+
+    def _states(self, model: LanguageModel, read: Tensor, longest: int) -> Tensor:
+        prompts = self.prompts, self.lengths, self.parents
+        return answer_states(model, *prompts, read, longest, shortest=self.shortest)
 
     def last_states(self, model: LanguageModel) -> Tensor:
         """Hidden state at the last token of each answer: (N, D)."""
@@ -227,8 +234,10 @@ class AnswerSet:
             "parents": np.array([parents[a.start.tobytes()] for a in held]),
             "tokens": tokens,
             "mask": mask,
+            "kept": mask.ravel().nonzero()[0],
             "index": np.array(index),
             "longest": np.array(max(len(a.ids) for a in held)),
+            "shortest": np.array(min(lengths)),
         }
         return {name: torch.from_numpy(values) for name, values in made.items()}
 
@@ -247,8 +256,9 @@ def _refuse_contradictions(line: Feedback) -> None:
 def example_of(batch: Mapping[str, Tensor]) -> Answers:
     """Answers from a batch of `AnswerSet.batch`; tensors that a task added are put into `more`."""
     own = [f.name for f in fields(Answers) if f.type is Tensor]
-    more = {name: value for name, value in batch.items() if name not in (*own, "longest", "number")}
-    return Answers(**{name: batch[name] for name in own}, longest=int(batch["longest"]), more=more)
+    sizes = ("longest", "shortest")
+    more = {name: value for name, value in batch.items() if name not in (*own, *sizes, "number")}
+    return Answers(**{name: batch[name] for name in own}, **{name: int(batch[name]) for name in sizes}, more=more)
 
 
 class UnitBatches:

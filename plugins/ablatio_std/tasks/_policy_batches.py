@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ablatio.model.decoding.rollout import Rollout
 from ablatio.model.ranks import Ranks, ranks
+from ablatio.model.rl.answer_plan import AnswerPlan
+from ablatio.model.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,44 @@ class BatchNumbers:
         return {"number": torch.tensor(number)}
 
 
-def of_all(rollout: Rollout, compute: Callable[[Rollout], Tensor]) -> Tensor:
-    """Compute a tensor with a row for each answer; each rank those of its rows: (N, ...)."""
-    return ranks().gather_rows(compute(rollout[ranks().rows(len(rollout))]))
+@dataclass(frozen=True, slots=True)
+class HeldRollout:
+    """Rows of a rollout on the model's device, and on the CPU, which says how they are read without a wait."""
+
+    rollout: Rollout
+    host: Rollout
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> "HeldRollout":
+        """The whole rollout."""
+        return cls(rollout, rollout if rollout.mask.is_cpu else rollout.cpu())
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __getitem__(self, rows: Tensor | slice) -> "HeldRollout":
+        """The rows with these numbers, which are on the CPU."""
+        if self.host is self.rollout:
+            return HeldRollout.of(self.rollout[rows])
+        there = rows if isinstance(rows, slice) else to_device(rows, self.rollout.mask.device)
+        return HeldRollout(self.rollout[there], self.host[rows])
+
+    @property
+    def own(self) -> "HeldRollout":
+        """The rows of this rank."""
+        return self if ranks().world == 1 else self[ranks().rows(len(self))]
+
+    @property
+    def plan(self) -> AnswerPlan:
+        """How the rows are read."""
+        return AnswerPlan.of(self.host).to(self.rollout.mask.device)
+
+    @property
+    def answer_tokens(self) -> float:
+        """Tokens of all answers."""
+        return float(self.host.mask.sum())
+
+    def of_all(self, compute: Callable[[Rollout, AnswerPlan], Tensor]) -> Tensor:
+        """Compute a tensor with a row for each answer; each rank those of its rows: (N, ...)."""
+        own = self.own
+        return ranks().gather_rows(compute(own.rollout, own.plan))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import OptionOf, Positive, alignments, rewards, rule, sources
+from ablatio import OptionOf, Positive, alignments, rewards, sources
 from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.decoding.rollout import Rollout
@@ -20,12 +20,13 @@ from ablatio.model.parameter_roles import named_generator
 from ablatio.model.ranks import ranks
 from ablatio.model.rl.answers import Answer, one_by_one, token_rewards
 from ablatio.model.rl.kl import kl_estimates, masked_mean
-from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, tokens_read, values_of
+from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, values_of
 from ablatio.model.task import Task
+from ablatio.model.transfer import to_device
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
-from ._policy_batches import BatchNumber, BatchNumbers, of_all
+from ._policy_batches import BatchNumber, BatchNumbers, HeldRollout
 from ._policy_evaluation import HeldOutEvaluation
 from ._prompts import ChatPrompts, TextPrompts
 from ._rollout_metrics import MEASURES, OF_POLICY, CollapseDetector, rollout_metrics
@@ -96,11 +97,12 @@ class Policy(Task):
         self.reference: LanguageModel | None = None
         self.head: ValueHead | None = None
         self.rollout: Rollout | None = None
+        self._held_rollout: HeldRollout | None = None
         self.words: dict[str, Any] = {}
         self.measures: dict[str, Tensor] = {}
         # Number of the rollout, the step within its passes, and the KL from the policy that sampled it: for each batch
         # of the step its share, so that a batch that is computed twice counts once.
-        self.number, self.cursor, self.shares = -1, 0, dict[int, float]()
+        self.number, self.cursor, self.shares = -1, 0, dict[int, Tensor | float]()
 
     @classmethod
     def uses_template(cls, config: Mapping[str, Any]) -> bool:
@@ -214,7 +216,7 @@ class Policy(Task):
     @property
     def moved(self) -> float:
         """KL of the last step from the policy that sampled the rollout, in nats per token."""
-        return sum(self.shares.values())
+        return sum(map(float, self.shares.values()))  # asked for by some methods and by checkpoints: the device waits
 
     def _moved_too_far(self) -> bool:
         # Together: on another machine the last digit of the sum may differ.
@@ -255,14 +257,15 @@ class Policy(Task):
         scores, mask = drawn.scores.to(rollout.mask), rollout.mask
         how, mode = {"temperature": self.temperature, "entropy": False}, model.training
         model.eval()
-        ref_logps = of_all(rollout, lambda own: policy_outputs(self.reference, own, **how).logps)
+        held = HeldRollout.of(rollout)
+        ref_logps = held.of_all(lambda own, plan: policy_outputs(self.reference, own, plan=plan, **how).logps)
         values = torch.zeros_like(mask)
         if self.critic:
-            values = of_all(rollout, lambda own: values_of(model, own, model.value_head))
+            values = held.of_all(lambda own, plan: values_of(model, own, model.value_head, plan))
         sixteen = compute_dtype(mask.device, torch.float32) != torch.float32
-        old = self._read_logps(model, rollout) if self.off_policy or sixteen else rollout.logps
+        old = self._read_logps(model, held) if self.off_policy or sixteen else rollout.logps
         model.train(mode)
-        answer_tokens, read = float(mask.sum()), tokens_read(model, rollout)
+        answer_tokens, read = held.answer_tokens, held.plan.tokens_read(model)
         again = self.off_policy or sixteen
         passes, logits = 1 + self.critic + again, 1 + again
         self.asking.work += Work(read=passes * read, read_said=logits * answer_tokens)
@@ -272,19 +275,25 @@ class Policy(Task):
             "old_logps": old, "ref_logps": ref_logps, "old_values": values,
         }  # fmt: skip
 
-    def _read_logps(self, model: LanguageModel, rollout: Rollout) -> Tensor:
+    def _read_logps(self, model: LanguageModel, held: HeldRollout) -> Tensor:
         """Log-probabilities of a rollout's tokens under the model before its first update: (N, T).
 
         They are computed in the batches of the first pass.  In 16 bits the rounding of a row depends on the shapes of
         the products, so those of decoding, or of other batches, would give a ratio to the policy that is not 1.
         """
-        found = torch.zeros_like(rollout.mask)
+        found, how = torch.zeros_like(held.rollout.mask), {"temperature": self.temperature, "entropy": False}
         for rows in self._order(0).split(int(self.setup.config["train"]["batch_size"])):
-            answers = rollout[rows.to(found.device)]
-            found[rows] = of_all(
-                answers, lambda own: policy_outputs(model, own, temperature=self.temperature, entropy=False).logps
-            )
+            logps = held[rows].of_all(lambda own, plan: policy_outputs(model, own, plan=plan, **how).logps)
+            found[to_device(rows, found.device)] = logps
         return found
+
+    @property
+    def _held(self) -> HeldRollout:
+        """The rollout, with its copy on the CPU."""
+        assert self.rollout is not None
+        if self._held_rollout is None or self._held_rollout.rollout is not self.rollout:
+            self._held_rollout = HeldRollout.of(self.rollout)
+        return self._held_rollout
 
     def _head(self, model: LanguageModel) -> Any:
         return model.value_head if self.critic else None
@@ -292,12 +301,13 @@ class Policy(Task):
     def loss(self, model: LanguageModel, example: BatchNumber) -> Loss:
         rows = self._rows(example.number)
         part = self._select(rows)
-        assert self.rollout is not None
-        head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self.rollout[rows]
-        own = answers[ranks().rows(len(rows))]
-        outputs = policy_outputs(model, own, temperature=self.temperature, head=head, learns=learns)
-        self.asking.work += Work(learnt=tokens_read(model, answers), learnt_said=float(answers.mask.sum()))
-        step = self._select(self._step_rows())["mask"].sum()
+        head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self._held[rows]
+        own, how = answers.own, {"temperature": self.temperature, "head": head, "learns": learns}
+        plan = own.plan
+        outputs = policy_outputs(model, own.rollout, plan=plan, **how)
+        read = (plan if own is answers else answers.plan).tokens_read(model)
+        self.asking.work += Work(learnt=read, learnt_said=answers.answer_tokens)
+        step = self.words["mask"][to_device(self._step_rows(), part["mask"].device)].sum()
         # A method may compare the answers of a batch: all ranks compute the loss of all rows, each with its gradient.
         part |= {"logps": ranks().gather_rows(outputs.logps), "entropy": ranks().gather_rows(outputs.entropy)}
         if "values" in self.asks["loss"]:
@@ -308,7 +318,7 @@ class Policy(Task):
         with torch.no_grad():
             moved = kl_estimates(part["old_logps"], part["logps"], part["mask"])
             share = part["mask"].sum() / step  # 1 without accumulation
-            self.shares[example.number] = float(getattr(moved, getattr(self.method, "stop_by", "k3")) * share)
+            self.shares[example.number] = getattr(moved, getattr(self.method, "stop_by", "k3")) * share
             entropy = masked_mean(part["entropy"].detach(), part["mask"])
         found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
         found |= {"train/old_kl": moved.k3, "train/entropy": entropy}
@@ -340,7 +350,8 @@ class Policy(Task):
         return self._step_rows()[at * size : (at + 1) * size]
 
     def _select(self, rows: Tensor) -> dict[str, Any]:
-        return {w: x[rows.to(x.device)] if isinstance(x, Tensor) and x.dim() else x for w, x in self.words.items()}
+        words = self.words.items()
+        return {w: x[to_device(rows, x.device)] if isinstance(x, Tensor) and x.dim() else x for w, x in words}
 
     def score(
         self,
@@ -376,24 +387,3 @@ class Policy(Task):
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
         if hasattr(self.method, "load_state_dict"):
             self.method.load_state_dict(state["method"])
-
-
-rule(
-    when="task.name == 'policy' and facts.alignment.data != 'prompts'",
-    why="task=policy samples answers to prompts, but alignment={alignment.name} trains on {facts.alignment.data}",
-    fix="alignment=grpo",
-    where="alignment",
-)
-rule(
-    when="task.name == 'policy' and 'next tokens' not in facts.architecture.accepts",
-    why="task=policy needs a model that continues a text, but architecture={architecture.name} trains on "
-    "{facts.architecture.accepts}",
-    fix="architecture=causal",
-    where="architecture",
-)
-rule(
-    when="task.name == 'policy' and not facts.attention.caches",
-    why="task=policy decodes with the KV cache, which attention={attention.name} does not support",
-    fix="attention=mha",
-    where="attention",
-)

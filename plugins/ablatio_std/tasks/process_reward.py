@@ -127,7 +127,7 @@ class ProcessRewardModel(Task):
         # A sum with its count: accumulated batches have different numbers of steps.
         total = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="sum")
         right = ((logits > 0) == (label > 0.5)).float().mean()
-        return Loss(total, total.new_tensor(float(len(label))), {"train/step_accuracy": right.detach()})
+        return Loss(total, total.new_full((), float(len(label))), {"train/step_accuracy": right.detach()})
 
     @torch.no_grad()
     def score(

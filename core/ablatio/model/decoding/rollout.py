@@ -15,6 +15,7 @@ from torch import Tensor
 from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
+from ablatio.model.number_format import casts_kept
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.ranks import ranks
 
@@ -114,7 +115,9 @@ def sample_rollouts(
     for bucket in _buckets(prompts, max(1, rows // group)):
         at = torch.tensor([i * group + k for i in bucket for k in range(group)], device=device)
         drawn = numbers[at] if numbers is not None else None
-        decoded = _decode(model, [prompts[i] for i in bucket], drawn, stop, new_tokens, group, temperature, processors)
+        asked = [prompts[i] for i in bucket]
+        with casts_kept(device):
+            decoded = _decode(model, asked, drawn, stop, new_tokens, group, temperature, processors)
         for whole, part in zip((tokens, logps, mask), decoded, strict=True):
             whole[at] = part
     model.train(training)
@@ -173,8 +176,9 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decode one bucket: (tokens, logps, mask), each (prompts x group, new_tokens)."""
     device = next(model.parameters()).device
-    cache, count = KVCache(), len(prompts) * group
-    read, segments = _padded(prompts, device)
+    count, (read, segments) = len(prompts) * group, _padded(prompts, device)
+    # The last token is drawn and not read.
+    cache = KVCache(room=read.shape[1] + new_tokens - 1)
     logits = model.read(read, segments, cache)
     text = read if segments is None else read.masked_fill(segments == PADDING, PADDING)  # (rows, P), with the answers
     if group > 1:  # each prompt was encoded once; all its answers continue from copies of its cache

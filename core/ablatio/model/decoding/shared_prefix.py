@@ -12,7 +12,14 @@ MAX_TOKEN_RATIO = 0.9  # of the tokens of whole rows: two passes over smaller ba
 
 
 def answer_states(
-    model: Any, prompts: Tensor, lengths: Tensor, parents: Tensor, answers: Tensor, longest: int | None = None
+    model: Any,
+    prompts: Tensor,
+    lengths: Tensor,
+    parents: Tensor,
+    answers: Tensor,
+    longest: int | None = None,
+    *,
+    shortest: int | None = None,
 ) -> Tensor:
     """Return the hidden state after each token of N answers: (N, T, D); each prompt is encoded once if that pays.
 
@@ -21,13 +28,15 @@ def answer_states(
     parents (N,)    index of the prompt that each answer continues
     answers (N, T)  padded on the right with arbitrary tokens
     longest         number of tokens of the longest prompt with its answer, if known
+    shortest        number of tokens of the shortest prompt; None: it is read from `lengths`, and the device waited for
     """
     before, length = prompts.shape[1], answers.shape[1]
     longest = before + length if longest is None else longest
     read_once = model.shared_prefix and pays(prompts, answers, longest) and model.model.reaches(before + length)
-    if read_once and bool(lengths.all()):  # tokens after an empty prompt would be taken for padding
+    shortest = int(lengths.min()) if read_once and shortest is None else shortest
+    if read_once and shortest:  # tokens after an empty prompt would be taken for padding
         cache = SharedPrefixCache()
-        model.model(prompts, segments_of(prompts, lengths), cache)
+        model.model(prompts, segments_of(prompts, lengths) if shortest < before else None, cache)
         cache.select(parents)
         states: Tensor = model.model(answers, None, cache)
         return states
@@ -45,7 +54,7 @@ def pays(prompts: Tensor, answers: Tensor, longest: int) -> bool:
     return prompts.numel() > 0 and prompts.numel() + answers.numel() <= MAX_TOKEN_RATIO * len(answers) * longest
 
 
-def segments_of(prompts: Tensor, lengths: Tensor) -> Tensor | None:
-    """Segments (G, P) that mark the padding; None if there is no padding."""
+def segments_of(prompts: Tensor, lengths: Tensor) -> Tensor:
+    """Segments (G, P) that mark the padding."""
     filler = torch.arange(prompts.shape[1], device=prompts.device) < prompts.shape[1] - lengths[:, None]
-    return torch.where(filler, PADDING, 0) if bool(filler.any()) else None
+    return torch.where(filler, PADDING, 0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ablatio.model.decoding.choices import Choices
 from ablatio.model.decoding.job import Continuation, DecodingJob, Ending
 from ablatio.model.decoding.logits import MINUS_INFINITY, LogitsProcessors
+from ablatio.model.decoding.rollout import look_every
 from ablatio.model.decoding.tails import Tail
 from ablatio.model.decoding.texts import Texts
 
@@ -70,19 +71,27 @@ def token_by_token(
     if job.ending.new_tokens == 0:
         return [[tail.finished("length")] for tail in tails]
     rows = list(range(len(tails)))  # numbers of the texts in the batch
-    while True:
+    # Choices depend on each token; otherwise a GPU is seldom asked which texts have ended, as each answer waits for it.
+    every = 1 if job.ending.choices else look_every(texts.logits.device)
+    unread: list[tuple[Tensor, Tensor]] = []
+    for drawn in range(1, job.ending.new_tokens + 1):
         logits = processors.penalize(texts.logits, texts.tokens) if processors.penalizes else texts.logits
         tokens = choose(only_allowed(logits, [tails[row] for row in rows]), rows)
-        logprobs = (texts.logits.gather(-1, tokens[:, None])[:, 0] - texts.logits.logsumexp(-1)).tolist()
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True):
-            if row not in found and (ended := tails[row].add(token, logprob)):
-                found[row] = tails[row].finished(ended)
-        if len(found) == len(tails) or texts.full:
-            break
-        running = [place for place, row in enumerate(rows) if row not in found]
-        if len(running) <= FEW * len(rows):
-            kept = torch.tensor(running, device=tokens.device)
-            texts.select(kept)
-            tokens, rows = tokens[kept], [rows[place] for place in running]
+        unread.append((tokens, texts.logits.gather(-1, tokens[:, None])[:, 0] - texts.logits.logsumexp(-1)))
+        last = drawn == job.ending.new_tokens or texts.full
+        if last or len(unread) == every:
+            columns = (torch.stack(values).tolist() for values in zip(*unread, strict=True))
+            for column in zip(*columns, strict=True):
+                for row, token, logprob in zip(rows, *column, strict=True):
+                    if row not in found and (ended := tails[row].add(token, logprob)):
+                        found[row] = tails[row].finished(ended)
+            unread = []
+            if last or len(found) == len(tails):
+                break
+            running = [place for place, row in enumerate(rows) if row not in found]
+            if len(running) <= FEW * len(rows):
+                kept = torch.tensor(running, device=tokens.device)
+                texts.select(kept)
+                tokens, rows = tokens[kept], [rows[place] for place in running]
         texts.extend(tokens)
     return [[found.get(row) or tail.finished("length")] for row, tail in enumerate(tails)]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ablatio.model.decoding.rollout import Rollout
 from ablatio.model.decoding.shared_prefix import answer_states
+from ablatio.model.rl.answer_plan import AnswerPlan, plan_of
 from ablatio.model.rl.token_logprobs import MAX_LOGITS
 
 
@@ -44,16 +45,18 @@ def policy_outputs(
     head: nn.Module | None = None,
     entropy: bool = True,
     learns: bool = False,
+    plan: AnswerPlan | None = None,
 ) -> PolicyOutputs:
     """Compute the policy outputs of a rollout in one pass; logits are formed at the answer tokens only.
 
     head     the critic; None: values are 0
     entropy  compute the entropy; False: it is 0
     learns   the entropy has a gradient
+    plan     of the rollout; None: it is made, and the device waited for
     """
-    how = temperature, entropy, learns
-    kept = rollout.mask.bool()  # (B, T)
-    states, tokens = states_of(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
+    how, plan = (temperature, entropy, learns), plan or plan_of(rollout)
+    states = states_of(model, rollout, plan).flatten(0, 1).index_select(0, plan.kept)  # (tokens of all answers, D)
+    tokens = rollout.tokens.flatten()[plan.kept]
     rows = max(1, MAX_LOGITS // model.vocab_size)
     if len(states) <= rows or not torch.is_grad_enabled():
         blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
@@ -63,7 +66,9 @@ def policy_outputs(
         found = [checkpoint(_block_outputs, model, s, t, *how, use_reentrant=False) for s, t in blocks]
     logps, spread = (torch.cat(x) for x in zip(*found, strict=True))
     values = head(states).float() if head is not None else torch.zeros_like(logps)
-    return PolicyOutputs(*(torch.zeros_like(rollout.mask).masked_scatter(kept, x) for x in (logps, spread, values)))
+    nothing = torch.zeros_like(rollout.mask).flatten()
+    unpacked = (nothing.index_copy(0, plan.kept, x).view_as(rollout.mask) for x in (logps, spread, values))
+    return PolicyOutputs(*unpacked)
 
 
 def _block_outputs(
@@ -76,31 +81,17 @@ def _block_outputs(
     return token_logp, -(spread.exp() * spread).sum(-1) if entropy else torch.zeros_like(token_logp)
 
 
-def values_of(model: Any, rollout: Rollout, head: nn.Module) -> Tensor:
+def values_of(model: Any, rollout: Rollout, head: nn.Module, plan: AnswerPlan | None = None) -> Tensor:
     """Critic values before each answer token, without forming logits: (B, T); 0 after an answer's end."""
-    values: Tensor = head(states_of(model, rollout)).float() * rollout.mask
+    values: Tensor = head(states_of(model, rollout, plan)).float() * rollout.mask
     return values
 
 
-def states_of(model: Any, rollout: Rollout) -> Tensor:
+def states_of(model: Any, rollout: Rollout, plan: AnswerPlan | None = None) -> Tensor:
     """Hidden states from which the answer tokens were sampled: (B, T, D); each prompt is encoded once and shared."""
-    length, answer_length = rollout.prompt_length, rollout.mask.sum(1).long()  # (B,) each
-    most, width = int(answer_length.max()), int(length.max())
-    prompts, parents = torch.unique(
-        torch.cat([length[:, None], rollout.prompts[:, rollout.prompts.shape[1] - width :]], dim=1),
-        dim=0, return_inverse=True,
-    )  # fmt: skip
+    plan = plan or plan_of(rollout)
     # The last prompt token predicts the first answer token, so it is read with the answer.
-    lengths, prompts = prompts[:, 0] - 1, prompts[:, 1:-1]
-    read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : most - 1]], dim=1)
-    states = answer_states(model, prompts, lengths, parents, read, int((length + answer_length).max()) - 1)
-    return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - most))
-
-
-def tokens_read(model: Any, rollout: Rollout) -> int:
-    """Count the tokens that `states_of` processes: each prompt once if prefixes are shared, else once per answer."""
-    length, answer_tokens = rollout.prompt_length, int(rollout.mask.sum())
-    if not model.shared_prefix:
-        return int(length.sum()) + answer_tokens - len(rollout)
-    keys = torch.cat([length[:, None], rollout.prompts], dim=1)
-    return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + answer_tokens
+    read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : plan.most - 1]], dim=1)
+    prompts = plan.prompts, plan.lengths, plan.parents
+    states = answer_states(model, *prompts, read, plan.longest, shortest=plan.shortest)
+    return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - plan.most))

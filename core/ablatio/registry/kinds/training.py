@@ -35,10 +35,11 @@ class Objective(Protocol):
                   the last are masked tokens in documents that each have a mask of their own (Example.opened)
     metrics       names of the numbers that `loss` logs
     waits         why its loss makes the host wait for a GPU; "": it does not
-    splits_tokens  True if the loss is the model's own, a sum over the tokens, and a target follows from the tokens
-                  before it alone: then devices can have parts of a row
+    splits_tokens  True if the loss is the model's own, a sum over the tokens, and its examples have no source and no
+                  `opened`: then devices can have parts of a row
     splits_layers  False if its loss needs more than one pass of the model, or more than the states of the last layer:
                   then devices cannot divide the layers
+    reads_head    True if its loss reads the matrix of the output head itself: then devices cannot divide its rows
 
     Optional attributes and methods:
     extra_tokens  number of token ids needed beyond the tokenizer's (sentinels, masks); must follow from knobs and
@@ -300,7 +301,14 @@ objectives: Registry[Objective] = Registry(
     contract=(Objective, ObjectiveMethods),
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"produces": "next tokens", "metrics": (), "waits": "", "splits_tokens": False, "splits_layers": True},
+    facts={
+        "produces": "next tokens",
+        "metrics": (),
+        "waits": "",
+        "splits_tokens": False,
+        "splits_layers": True,
+        "reads_head": False,
+    },
     scope="training",
     shapes_model=True,
     usual="lm",

@@ -114,6 +114,25 @@ def test_skips_what_has_no_gradient(part: PartSpec) -> None:
     assert not still, f"{checks.label(part)}: leaves parameters {still} where they are, although they have gradients"
 
 
+def test_skips_what_another_rank_updates(part: PartSpec) -> None:
+    """Tensors on the meta device stand for those of which a rank holds nothing: weights and state are as without."""
+    found = []
+    for others in (False, True):
+        groups = sample_parts.groups(torch.float64)
+        parameters = sample_parts.parameters(groups)
+        for group in groups if others else ():
+            shape = (1, *group["params"][0].shape[1:])  # one row
+            group["params"].insert(1, nn.Parameter(torch.empty(shape, dtype=torch.float64, device="meta")))
+        optimizer = sample_parts.made(part, groups=groups)
+        _steps(optimizer, parameters, 3)
+        again = sample_parts.made(part, groups=groups)
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        _steps(again, parameters, 2, seed=1)
+        found.append(parameters)
+    same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert same, f"{checks.label(part)}: tensors without a gradient, on the meta device, change the others"
+
+
 def test_takes_rates_by_parameter(part: PartSpec) -> None:
     """An init (mup) may set learning rates per parameter: the optimizer keeps or splits the groups it receives."""
 

@@ -5,9 +5,9 @@ import functools
 import pytest
 import torch
 
-from ablatio.errors import EnvironmentFault
 from ablatio.model.device_memory import DeviceMemory
 from ablatio.model.ranks import Ranks
+from ablatio.registry import packages
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts, two_ranks
 
@@ -23,12 +23,9 @@ def test_steps_are_those_of_one_device(part: PartSpec) -> None:
     """Two processes, three steps of two accumulated batches, rows with different numbers of targets."""
     if not part.facts["several"]:
         pytest.skip("trains on one device")
-    try:
-        found = two_ranks.train(part)
-    except EnvironmentFault as error:
-        if "not installed" in str(error):
-            pytest.skip(str(error).splitlines()[0])
-        raise
+    if problem := next(packages.missing([part]), None):
+        pytest.skip(problem.what)
+    found = two_ranks.train(part)
     one, where = _one_device(), checks.label(part)
     assert found.losses == pytest.approx(one.losses, abs=1e-5), f"{where}: the losses are not those of one device"
     assert found.norms == pytest.approx(one.norms, rel=1e-4), (

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ablatio.errors import UserError
+from ablatio.model.build import build_model
 from ablatio.model.example import Example, Loss
 from ablatio.model.language_model import LanguageModel, loss_of
 from ablatio.model.parameter_roles import named_generator
@@ -33,12 +34,16 @@ def _refused(part: PartSpec, knobs: Mapping[str, Any], splits: str) -> str:
         return str(error)
     if isinstance(knobs.get("targets"), tuple):
         return "names of layers"
-    strategy = next((s.name for s in REGISTRIES["strategy"] if s.facts["splits"] == splits), None)
-    if strategy is None:
+    if not any(s.facts["splits"] == splits for s in REGISTRIES["strategy"]):
         return f"no strategy divides {splits}"
-    settings = {"name": strategy, **REGISTRIES["strategy"][strategy].defaults, **WHOLE_BATCH.get(splits, {})}
-    made = made | {"strategy": settings, "trainer": made["trainer"] | {"devices": two_threads.COUNT}}
-    return "; ".join(str(problem) for problem in tiny_models.broken_rules(made))
+    return "; ".join(str(problem) for problem in tiny_models.broken_rules(_divided(made, splits)))
+
+
+def _divided(made: dict[str, Any], splits: str) -> dict[str, Any]:
+    """The config on two devices, with the strategy that divides heads, tokens or layers."""
+    strategy = next(s for s in REGISTRIES["strategy"] if s.facts["splits"] == splits)
+    settings = {"name": strategy.name, **strategy.defaults, **WHOLE_BATCH.get(splits, {})}
+    return made | {"strategy": settings, "trainer": made["trainer"] | {"devices": two_threads.COUNT}}
 
 
 def _models(part: PartSpec, splits: str, declares: Any) -> Iterator[tuple[str, LanguageModel]]:
@@ -95,16 +100,62 @@ def test_tokens(part: PartSpec) -> None:
         example = tiny_models.example(2, 13)  # 6 and 7 tokens
         if tiny_models.attention_facts(part)["takes_segments"]:
             example.segments = (torch.arange(13) >= torch.tensor([[5], [9]])).long()  # two documents in each row
-        found = two_threads.token_gradients(net, example)
-        loss = net.loss(example).total
-        loss.backward()  # type: ignore[no-untyped-call]
-        added = found[0]["loss"] + found[1]["loss"]
-        checks.near(part, added, loss.detach(), f"{where}: the loss of divided rows", TOLERANCE)
-        for name, p in net.named_parameters():
-            if p.grad is not None:
-                ours = sum(own.get(name, torch.zeros_like(p)) for own in found)
-                assert isinstance(ours, torch.Tensor)
-                checks.near(part, ours, p.grad, f"{where}: the gradient of {name} with divided rows", TOLERANCE)
+        _adds_up(part, net, example, where)
+
+
+def test_tokens_that_see_later_ones(part: PartSpec) -> None:
+    """The same in an encoder, with a batch of the objective that it is made for: most targets have no loss."""
+    if part.kind == "objective" or not (part.facts.get("splits_tokens") or part.kind == "position"):
+        pytest.skip("no part of a model that divides tokens")
+    encoder = next((a for a in REGISTRIES["architecture"] if a.facts["mask"] == "full"), None)
+    made = tiny_models.config(part)
+    if encoder is None or part.kind == "architecture":
+        pytest.skip("no other architecture")
+    for entry in (encoder, REGISTRIES["objective"][encoder.facts["objective"]]):
+        made[entry.kind] = {"name": entry.name, **entry.defaults}
+    if why := "; ".join(map(str, tiny_models.broken_rules(_divided(made, "tokens")))):
+        pytest.skip(why)
+    objective = sample_parts.objective(REGISTRIES["objective"][made["objective"]["name"]])
+    rows, documents = sample_parts.token_rows()
+    packed = documents[:2, :14] if tiny_models.attention_facts(part)["takes_segments"] else None
+    example = objective(rows[:2, :14], packed, named_generator(0, "objective"))
+    net = build_model(made, tiny_models.VOCAB).double().eval()
+    _adds_up(part, net, example, "in an encoder")
+
+
+def _adds_up(part: PartSpec, net: LanguageModel, example: Example, where: str) -> None:
+    found = two_threads.token_gradients(net, example)
+    loss = net.loss(example).total
+    loss.backward()  # type: ignore[no-untyped-call]
+    added = found[0]["loss"] + found[1]["loss"]
+    checks.near(part, added, loss.detach(), f"{where}: the loss of divided rows", TOLERANCE)
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            ours = sum(own.get(name, torch.zeros_like(p)) for own in found)
+            assert isinstance(ours, torch.Tensor)
+            checks.near(part, ours, p.grad, f"{where}: the gradient of {name} with divided rows", TOLERANCE)
+
+
+def test_rows_of_the_vocabulary(part: PartSpec) -> None:
+    """Loss and all gradients, in two threads with half of the rows of embedding and head each, are those of one."""
+    if part.kind != "objective" or part.facts["reads_head"]:
+        pytest.skip("no objective, or it reads the matrix of the head (reads_head = True)")
+    net = tiny_models.model(part, vocab_size=256).double().eval()
+    objective = sample_parts.objective(part)
+    example = _example_of(objective)
+
+    def loss_in(model: Any) -> torch.Tensor:
+        return loss_of(objective, model, example).total
+
+    found, loss = two_threads.vocabulary_gradients(net, loss_in), loss_in(net)
+    loss.backward()  # type: ignore[no-untyped-call]
+    checks.near(part, found[0]["loss"], loss.detach(), "the loss with a divided vocabulary", TOLERANCE)
+    tables = {id(net.lm_head.weight), id(net.model.embed_tokens.weight)}
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            ours = found[0].get(name, torch.zeros_like(p))
+            ours = ours + found[1].get(name, torch.zeros_like(p)) if id(p) in tables else ours
+            checks.near(part, ours, p.grad, f"the gradient of {name} with a divided vocabulary", TOLERANCE)
 
 
 def test_layers(part: PartSpec) -> None:
