@@ -191,7 +191,7 @@ def test_words_encoded_once_equal_the_whole_text(
         "_AT_ONCE": 2,
         "_TOGETHER": 9,
         "_TRIAL": 12,
-        "_WHOLE": 9,
+        "_WHOLE": (9, 30),
         "_CHARACTERS": 20,
     }.items():
         monkeypatch.setattr(_chunks, name, value)

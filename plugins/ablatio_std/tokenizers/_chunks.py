@@ -19,8 +19,8 @@ _PIECE = 1 << 14  # characters of a piece, at least
 _CUT = re.compile(r"(?<=\S)[ \n]")  # a space or line end after a non-space: no token crosses it
 _CHARACTERS = 1 << 21  # characters of the chunks that are remembered: about 300,000 chunks and 50 MB
 _TOGETHER = 1 << 14  # characters of texts whose chunks are looked up together
-_TRIAL = 1 << 16  # characters of texts with unknown chunks after which it is asked whether texts repeat their chunks
-_WHOLE = 1 << 18  # characters that are encoded as whole texts where they do not, until the next trial
+_TRIAL = 1 << 15  # characters of texts with unknown chunks after which it is asked whether texts repeat their chunks
+_WHOLE = 1 << 18, 1 << 23  # characters that are encoded as whole texts where they do not: after one trial, and at most
 _AT_ONCE = 1 << 8  # chunks that are encoded together: the library keeps over a hundred bytes of memory per token
 
 # The tokenizers (of files) whose words are GPT-2's, or are smaller.
@@ -67,6 +67,7 @@ class ByChunks:
         self.model, self.bytes, self.dtype = model, token_bytes, token_type(len(token_bytes))
         self._known = _Known()
         self._characters = self._seen = self._new = self._whole = 0
+        self._pause = _WHOLE[0]
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text."""
@@ -108,7 +109,10 @@ class ByChunks:
         self._new += size
         if self._seen >= _TRIAL:
             # Chinese lines without spaces, or random strings, hardly repeat: they are faster as whole texts.
-            self._whole = _WHOLE if self._new > self._seen / 2 else 0
+            if self._new > 0.8 * self._seen:
+                self._whole, self._pause = self._pause, min(2 * self._pause, _WHOLE[1])
+            else:
+                self._pause = _WHOLE[0]
             self._seen = self._new = 0
 
     def _learn_together(self, chunks: Sequence[str]) -> None:
