@@ -130,6 +130,18 @@ def test_rows_that_cannot_be_used_are_counted_or_named(tmp_path: Path, caplog: p
         read("parquet", tmp_path / "m.parquet")
 
 
+@pytest.mark.parametrize("row", ["{broken", '{"text": 3}', '["a"]'])
+def test_a_bad_row_after_good_ones_proposes_to_skip_it(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + row + "\n")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: .*\n    try: source\.on_error=skip"):
+        read("jsonl", tmp_path / "a.jsonl")
+    # The first row says what kind of file it is.
+    (tmp_path / "b.jsonl").write_text(row + "\n")
+    with pytest.raises(UserError, match=r"b\.jsonl, (line|record) 1: ") as error:
+        read("jsonl", tmp_path / "b.jsonl")
+    assert "try: " in str(error.value) and "on_error" not in str(error.value)
+
+
 def test_truncated_files_are_named_with_either_setting(tmp_path: Path) -> None:
     whole = write(tmp_path, "parquet", ROWS).read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])

@@ -8,18 +8,22 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ablatio_std.tokenizers.trained as module
 from ablatio import tokenizers
 from ablatio.errors import DamagedFile
-from ablatio_std.tokenizers import _learned
+from ablatio_std.tokenizers import _chunks
+from ablatio_std.tokenizers.pretrained import pretrained
 from ablatio_std.tokenizers.trained import BPE, Bytes, Symbols
+from ablatio_std.tokenizers.unigram import Unigram
+from ablatio_std.tokenizers.wordpiece import WordPiece
 
 TEXTS = st.text() | st.text(alphabet=" \n\t\r\x1c\x85\xa0　ab'sS1.é世🙂", max_size=60)
 
@@ -161,18 +165,89 @@ def test_cached_tokens_need_no_library_tokenizer(small_bpe: BPE, monkeypatch: py
     assert other.encode(["a text"])[0].tolist() == small_bpe.encode(["a text"])[0].tolist() and made
 
 
-@pytest.mark.oracle("tokenizer=bpe", "tokenizers library on the whole text")
-def test_long_text_encoded_in_pieces_equals_the_whole(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_learned, "_PIECE", 3)
-    monkeypatch.setattr(_learned, "_AT_ONCE", 2)
+@pytest.fixture(scope="module")
+def all_words(small_bpe: BPE, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Tokenizers that remember the ids of words: of each kind, and one read from a file."""
+    kinds = {
+        "digits": BPE(vocab_size=400, digits=True),
+        "characters": BPE(vocab_size=600, byte_fallback=True, normalize="nfkc"),
+        "wordpiece": WordPiece(vocab_size=600),
+        "unigram": Unigram(vocab_size=400),
+    }
+    for made in kinds.values():
+        made.train(["the 12 bees, the  trees\nand 1234 seas\n\n  the end", "abs ab's 世 ab. S1 sS1 \t ab é"] * 9)
+    file = tmp_path_factory.mktemp("file") / "tokenizer.json"
+    kinds["digits"].fast("<end>").save(str(file))
+    return {**kinds, "bpe": small_bpe, "file": pretrained(path=str(file), eos="<end>")}
 
-    @settings(max_examples=200, deadline=None)
-    @given(TEXTS)
-    def check(text: str) -> None:
-        assert "".join(_learned.pieces_of(text)) == text
-        assert small_bpe.encode([text])[0].tolist() == small_bpe._model.encode(text).ids
+
+@pytest.mark.oracle("tokenizer", "tokenizers library on the whole text")
+@pytest.mark.parametrize("kind", ["bpe", "digits", "characters", "wordpiece", "unigram", "file"])
+def test_words_encoded_once_equal_the_whole_text(
+    kind: str, all_words: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "_PIECE": 3,
+        "_AT_ONCE": 2,
+        "_TOGETHER": 9,
+        "_TRIAL": 12,
+        "_WHOLE": (9, 30),
+        "_CHARACTERS": 20,
+    }.items():
+        monkeypatch.setattr(_chunks, name, value)
+    made = all_words[kind]
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(TEXTS, max_size=6))
+    def check(texts: list[str]) -> None:
+        assert ["".join(_chunks.pieces_of(text)) for text in texts] == texts
+        found = [ids.tolist() for ids in made.encode(texts)]
+        assert found == [made._model.encode(text, add_special_tokens=False).ids for text in texts]
 
     check()
+
+
+def test_words_are_remembered_within_a_bound(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chunks, "_CHARACTERS", 2000)
+    monkeypatch.setattr(_chunks, "_TRIAL", 500)
+    counted = Counting(small_bpe._model)
+    encode = _chunks.ByChunks(cast(Any, counted), small_bpe.token_bytes())
+    encode(["the same words and words"] * 50)
+    assert counted.characters == len("the same words and")  # each chunk once
+    for number in range(100):
+        encode([f"{number} and {number + 7} bees", *["bees and words"] * 50])
+        assert sum(map(len, encode._known)) <= 2000 + 1000
+    counted.characters = 0
+    strings = [f"{number:030x}" for number in range(20_000)]
+    encode(strings)
+    assert counted.characters == 600_000  # none twice
+    assert len(encode._known.keys() & set(strings)) < 2000  # nothing repeats: most are encoded as whole texts
+
+
+class Counting:
+    """Counts the characters that the library encodes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.characters = model, 0
+
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> Any:
+        self.characters += sum(map(len, texts))
+        return self.model.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+
+@pytest.mark.parametrize("change", [
+    lambda model: setattr(model, "pre_tokenizer", hf.pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    lambda model: setattr(model, "pre_tokenizer", hf.pre_tokenizers.ByteLevel(use_regex=False)),
+    lambda model: setattr(model, "pre_tokenizer", hf.pre_tokenizers.Metaspace()),
+    lambda model: setattr(model, "normalizer", hf.normalizers.Strip()),
+    lambda model: model.add_tokens(["two words"]),
+    lambda model: setattr(model.model, "dropout", 0.5),
+])  # fmt: skip
+def test_other_words_are_encoded_as_whole_texts(change: Any, small_bpe: BPE) -> None:
+    model = small_bpe.fast("<end>")
+    assert _chunks.has_words_of_gpt2(model)
+    change(model)
+    assert not _chunks.has_words_of_gpt2(model)
 
 
 def test_corpus_with_few_pairs_leaves_ids_unused() -> None:

@@ -57,15 +57,22 @@ def kind_of(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Texts for a reader's errors: an example of a valid JSON object, and a command for files of another kind."""
+    """Texts for a reader's errors: an example of a valid JSON object, and what to try.
+
+    fix    for files of another kind
+    later  for a row that cannot be used after others; by default `fix`
+    """
 
     example: str = ""
     fix: str = ""
+    later: str = ""
 
     def invalid(self, place: Place, came: str) -> UserError:
         """The error for JSON that holds no objects."""
         example = f", as {self.example}" if self.example else ""
-        return invalid_data(place, came, f"one JSON object per line{example}, or one list of them", self.fix)
+        # A file whose first row is not JSON is one of another kind; after good rows, this row is a bad one.
+        fix = self.later if self.later and place.number > 1 else self.fix
+        return invalid_data(place, came, f"one JSON object per line{example}, or one list of them", fix)
 
 
 Report = Callable[[UserError], None]  # called with the error of a row that cannot be used: raises it or counts it

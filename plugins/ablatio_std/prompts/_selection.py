@@ -59,6 +59,7 @@ class Selection:
         self.form, self.examples, self.choice, self.order = form, list(examples), choice, order
         embeds = choice in ("knn", "diverse", "both") or order == "similar"
         self.vectors = unit(llm.embed([e.question for e in examples])) if embeds and examples else None
+        self._even: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
         self.gains = [self._gain(llm, e) for e in examples] if choice == "gain" else []
 
     def shots(self, llm: TextModel, question: Question, count: int, orders: int) -> list[Example]:
@@ -74,7 +75,11 @@ class Selection:
             # The most similar last, next to the question, where a model attends to it most.
             picked = [picked[i] for i in np.argsort(similarity, kind="stable")]
         elif self.order == "entropy":
-            picked = self._most_even(llm, picked, labels_of(question, self.examples), orders)
+            # Once for all questions that see the same examples: the comparison costs hundreds of scored texts.
+            key = tuple(picked), labels_of(question, self.examples)
+            if key not in self._even:
+                self._even[key] = self._most_even(llm, *key, orders)
+            picked = self._even[key]
         else:
             llm.random("order").shuffle(picked)
         return [self.examples[i] for i in picked]

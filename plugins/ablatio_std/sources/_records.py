@@ -27,6 +27,7 @@ PATH = "a file, a folder or a glob, or several separated by `:`; .gz, .xz and .z
 COLUMN = "column (field) that holds the text"
 ON_ERROR = "rows that cannot be used: fail at the first, or skip them, counted and logged"
 OnError = Literal["fail", "skip"]
+_SKIP = "source.on_error=skip, which leaves out rows that cannot be used"
 
 
 def as_documents(items: Iterable[Conversation | Feedback]) -> Iterator[Document]:
@@ -96,13 +97,14 @@ def text_records(
     name    option whose command an error proposes
     """
     plain = "ablatio train source=text source.path=FILE, if it is plain text"
-    expected = Expected(f'{{{json.dumps(field)}: "..."}}', plain)
+    skip = "" if bad is refuse else _SKIP  # sources without the knob refuse
+    expected = Expected(f'{{{json.dumps(field)}: "..."}}', plain, skip)
     for record in records(file, expected, columns=[field] if unused is None else (), bad=bad):
         if unused is not None:
             unused.add(record.fields, {field})
         try:
             if not isinstance(record.fields.get(field), str):
-                raise _no_text(record, field, name)
+                raise _no_text(record, field, name, skip if record.number > 1 else "")
             checked_text(record.fields[field], f"the field {field!r}", record.place)
         except UserError as error:
             bad(error)
@@ -110,16 +112,16 @@ def text_records(
             yield record
 
 
-def _no_text(record: Record, field: str, name: str) -> UserError:
+def _no_text(record: Record, field: str, name: str, fix: str) -> UserError:
+    """The error for a record without text; `fix` is proposed if no other field can be meant."""
     held = record.fields
     came = (
         f"the field {field!r} holds {type(held[field]).__name__}" if field in held else f"there is no field {field!r}"
     )
     # Only fields that hold text can be meant.
     texts = [other for other, value in held.items() if isinstance(value, str) and other.isidentifier()]
-    close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1] or ["FIELD"]
+    close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1]
     names = ", ".join(shown(other) for other in list(held)[:20]) or "none"
-    return invalid_data(
-        record.place, came, f"text. Its fields: {names}",
-        f"ablatio train source={name} source.path=FILE source.column={close[0]}",
-    )  # fmt: skip
+    if close:
+        fix = f"ablatio train source={name} source.path=FILE source.column={close[0]}"
+    return invalid_data(record.place, came, f"text. Its fields: {names}", fix)

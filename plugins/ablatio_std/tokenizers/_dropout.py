@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import tokenizers as hf
 
-from ablatio_std.tokenizers._learned import pieces_of
+from ablatio_std.tokenizers._chunks import pieces_of
 
 VARIANTS = 1024  # segmentations that are drawn for each different word
 

@@ -1,32 +1,19 @@
 """Shared by tokenizers that are trained: encoding in pieces, tables of bytes, and counts of words."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
 import tokenizers as hf
 from numpy.typing import NDArray
 
-from ablatio.data.types import Ids, token_type
+from ablatio.data.types import Ids
+from ablatio_std.tokenizers._chunks import ByChunks, pieces_of
 from ablatio_std.tokenizers._common import BYTE_OF, text_of
 
-_AT_ONCE = 256  # pieces per batch: the library keeps over a hundred bytes of memory per token
-_PIECE = 1 << 14  # characters of a piece, at least
-_CUT = re.compile(r"(?<=\S)[ \n]")  # a space or line end after a non-space: no token crosses it
 _WORDS = 1 << 22  # different words that are counted at a time; beyond, those that occurred once are dropped
 _AS_BYTES = str.maketrans({character: chr(byte) for character, byte in BYTE_OF.items()})
-
-
-def pieces_of(text: str) -> Iterator[str]:
-    """Split a long text where the tokens of the pieces are those of the whole text."""
-    start = 0
-    # In pieces of bounded length, since the library keeps over a hundred bytes of memory per token.
-    while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
 
 
 def byte_words() -> hf.pre_tokenizers.PreTokenizer:
@@ -60,6 +47,7 @@ class Learned:
     trained: ClassVar[bool] = True
     _table: list[bytes]
     _made: hf.Tokenizer | None = None
+    _chunks: ByChunks | None = None
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.eos = vocab_size, vocab_size - 1
@@ -73,16 +61,10 @@ class Learned:
         return self._made
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        pieces = [(i, piece) for i, text in enumerate(texts) for piece in pieces_of(text)]
-        parts: list[list[Ids]] = [[] for _ in texts]
-        dtype = token_type(self.vocab_size)
-        for start in range(0, len(pieces), _AT_ONCE):
-            group = pieces[start : start + _AT_ONCE]
-            # Without special tokens, which the packing of documents adds itself.
-            encoded = self._model.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-            for (i, _), result in zip(group, encoded, strict=True):
-                parts[i].append(np.array(result.ids, dtype=dtype))
-        return [np.concatenate(part) for part in parts]
+        model = self._model
+        if self._chunks is None or self._chunks.model is not model:  # a new vocabulary has another model
+            self._chunks = ByChunks(model, self.token_bytes())
+        return self._chunks(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return text_of(self._table, ids)

@@ -15,6 +15,7 @@ from ablatio import tokenizers
 from ablatio.data.types import Ids, Tokenizer, token_type
 from ablatio.errors import AblatioError, DamagedFile, UserError
 from ablatio.storage.json_files import damaged, read_object, read_object_if_any
+from ablatio_std.tokenizers._chunks import ByChunks, has_words_of_gpt2
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 from ablatio_std.tokenizers._sentencepiece import SentencePiece
 
@@ -80,6 +81,8 @@ class Fast:
         """Do nothing: it is already trained."""
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
+        if self._chunks:
+            return self._chunks(texts)
         dtype, found = token_type(self.vocab_size), list[Ids]()
         for start in range(0, len(texts), _AT_ONCE):
             encoded = self._model.encode_batch_fast(list(texts[start : start + _AT_ONCE]), add_special_tokens=False)
@@ -109,6 +112,11 @@ class Fast:
             return [self._split([text], self._inside.encode(text, add_special_tokens=False))[0] for text in group]
         # A token belongs to the text that it begins in.
         return np.split(ids, np.searchsorted(places[:, 0], borders[:, 0]))
+
+    @functools.cached_property
+    def _chunks(self) -> ByChunks | None:
+        """An encoder that is several times as fast, where it gives the same ids."""
+        return ByChunks(self._model, self.token_bytes()) if has_words_of_gpt2(self._model) else None
 
     @functools.cached_property
     def _inside(self) -> hf.Tokenizer:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from ablatio import Range, tokenizers
 from ablatio.data.types import Ids, token_type
 from ablatio.errors import DamagedFile, UserError
+from ablatio_std.tokenizers._chunks import pieces_of
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 from ablatio_std.tokenizers._dropout import MergeDropout
-from ablatio_std.tokenizers._learned import Learned, opening, pieces_of
+from ablatio_std.tokenizers._learned import Learned, opening
 from ablatio_std.tokenizers._spelling import BYTES, Spelling, without_rare
 
 _BYTES = [*(bytes([byte]) for byte in range(256)), b""]

@@ -8,8 +8,9 @@ import tokenizers as hf
 
 from ablatio import Range, tokenizers
 from ablatio.errors import DamagedFile
+from ablatio_std.tokenizers._chunks import pieces_of
 from ablatio_std.tokenizers._common import BYTE_OF, state_of
-from ablatio_std.tokenizers._learned import Learned, byte_words, bytes_of, opening, pieces_of
+from ablatio_std.tokenizers._learned import Learned, byte_words, bytes_of, opening
 
 INSIDE = "\N{UNDERTIE}"  # prefix of a piece that does not begin a word; BERT's ## could be text
 _LONGEST = 1 << 30  # characters of a word: the library's own limit of 100 makes longer words unknown

@@ -99,8 +99,12 @@ def test_few_shot_orders_by_the_entropy_of_predictions() -> None:
         return -sum(n / 4 * np.log(n / 4) for n in answers.values())
 
     assert entropy(tuple(shown)) == pytest.approx(max(map(entropy, itertools.permutations(shown))))
-    few = build("few_shot", {"shots": 4, "order": "entropy", "orders": 3})
-    assert few.write(ScriptedModel(), LABELLED, TEXT) == few.write(ScriptedModel(), LABELLED, TEXT)
+    asked = llm.usage.calls
+    other = part.write(llm, LABELLED, Question("another text", choices=("good", "bad")))
+    assert shots(other) == shown and llm.usage.calls == asked  # compared once for all questions
+    knobs = {"shots": 4, "order": "entropy", "orders": 3}
+    few, again = (build("few_shot", knobs).write(ScriptedModel(), LABELLED, TEXT) for _ in range(2))
+    assert few == again
 
 
 def test_few_shot_random_shots_are_the_same_for_all_questions_and_follow_the_seed() -> None:
