@@ -301,14 +301,8 @@ objectives: Registry[Objective] = Registry(
     contract=(Objective, ObjectiveMethods),
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={
-        "produces": "next tokens",
-        "metrics": (),
-        "waits": "",
-        "splits_tokens": False,
-        "splits_layers": True,
-        "reads_head": False,
-    },
+    facts={"produces": "next tokens", "metrics": (), "waits": "", "splits_layers": True}
+    | dict.fromkeys(("splits_tokens", "reads_head"), False),
     scope="training",
     shapes_model=True,
     usual="lm",
