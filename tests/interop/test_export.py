@@ -32,7 +32,7 @@ NATIVE = {
 OWN = {
     "post-norm": ["preset=gpt2", "placement=post"],
     "alibi": ["position=alibi", "attention=mqa"],
-    "hashed": ["embedding=bigram_hash", "shortcut=value_embeddings"],
+    "hashed": ["embedding=bigram_hash", "shortcut=value_embeddings", "head=softcap", "head.cap=2"],
     "narrow": ["embedding=factorized", "shortcut=denseformer"],
     "prefix": ["architecture=prefix", "objective=prefix_lm"],
     "t5-bias": ["position=t5", "model.tied=false", "activation=geglu", "model.vocab_size=300"],

@@ -13,7 +13,7 @@ from ablatio.model.context import make_context
 from ablatio.model.cost.parameters import measure
 from ablatio.model.example import Example
 from ablatio.model.kv_cache import KVCache
-from ablatio.registry.per_layer import owners
+from ablatio.registry.shared_layers import owners
 
 V = 19
 ORDERS = {"cycle": [0, 1, 0, 1, 0], "runs": [0, 0, 0, 1, 1], "middle": [0, 1, 0, 1, 0]}

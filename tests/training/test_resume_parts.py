@@ -15,7 +15,7 @@ LAYERS = [
     "layers.attention=[gated_deltanet,mha] layers.at.mlp={0:none,-1:moe} model.n_layers=3",
     "layers.position=[alibi,rope] layers.placement=[pre,sandwich] checkpointing=full model.n_layers=3",
     "embedding=bigram_hash shortcut=value_embeddings checkpointing=full model.n_layers=3",
-    "embedding=factorized shortcut=denseformer model.n_layers=3",
+    "embedding=factorized shortcut=denseformer head=sigmoid model.n_layers=3",
 ]
 EXAMPLES = [
     f"architecture={a.name} objective={o.name}"

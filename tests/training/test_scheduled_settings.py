@@ -174,10 +174,14 @@ def test_two_halves_equal_one_whole_with_each_schedulable_knob(
     chosen += ["quantization.qat=true"] if part.kind == "quantization" else []
     chosen += ["schedule=constant"] if part.name in ("schedule_free", "prodigy") else []
     settings = settings_for(text_file, *chosen, *(f"{section}.{k.name}={changing(k)}" for k in knobs))
+    plain = settings_for(text_file, *chosen)
+    if part.name == "prefix_token":  # no byte begins with another
+        learned = ("tokenizer=bpe", "tokenizer.vocab_size=300")
+        settings, plain = ([*(x for x in given if x != "tokenizer=bytes"), *learned] for given in (settings, plain))
     run(settings, tmp_path / "whole")
     halves_equal(tmp_path / "whole", settings, tmp_path / "cut")
-    plain = run(settings_for(text_file, *chosen), tmp_path / "plain")
-    assert plain["after"] != summary(tmp_path / "whole")["after"], "the schedules change nothing"
+    without = run(plain, tmp_path / "plain")
+    assert without["after"] != summary(tmp_path / "whole")["after"], "the schedules change nothing"
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from ablatio.model.new_weights import initialize, share_weights
 from ablatio.model.parameter_roles import named_seed, seeded
 from ablatio.model.part_choices import PartChoice as PartChoice
 from ablatio.model.part_choices import PartChoices, objective_of
-from ablatio.registry import kinds, per_layer
+from ablatio.registry import kinds, shared_layers
 from ablatio.registry.registry import Place, Registry
 from ablatio.registry.value_schedules import settled
 
@@ -329,7 +329,7 @@ class ModelBuilder:
         for i, layer in enumerate(found):
             self._put_shortcut(i, found, layer, f"{self.root(side)}.layers.{i}", side)
         owners = dict[int, nn.Module]()
-        numbers = per_layer.owners(len(found), self.dims.distinct_layers, self.dims.sharing)
+        numbers = shared_layers.owners(len(found), self.dims.distinct_layers, self.dims.sharing)
         for number, layer in zip(numbers, found, strict=True):
             share_weights(owners.setdefault(number, layer), layer)
         return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablatio.errors import Problem, did_you_mean
+from ablatio.registry import shared_layers
 from ablatio.registry.part_spec import PartSpec
 from ablatio.registry.registry import REGISTRIES, Registry
 from ablatio.registry.value_schedules import is_value_schedule
@@ -309,23 +310,6 @@ def _entry_problems(where: str, kind: str, entry: Entry) -> Iterator[Problem]:
             yield Problem(where, what, f"{where}=null")
 
 
-def owners(depth: int, distinct: int | None, sharing: str) -> list[int]:
-    """Number of the layer, among those with weights of their own, whose weights each of `depth` layers has.
-
-    cycle: 0101; runs: 0011; middle, with five of seven: 0121234, so that a part of the stack is looped.
-    """
-    count = min(distinct or depth, depth)
-    if sharing == "cycle":
-        return [i % count for i in range(depth)]
-    if sharing == "runs":
-        return [i * count // depth for i in range(depth)]
-    twice = min(depth - count, count)
-    first = (count - twice) // 2
-    looped = list(range(first, first + twice))
-    again = [looped[i % twice] for i in range(depth - count)]
-    return [*range(first + twice), *again, *range(first + twice, count)]
-
-
 def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of the layers taken together, in a config in which each setting is valid by itself."""
     distinct, sharing = config["model"].get("distinct_layers"), config["model"].get("sharing", "cycle")
@@ -344,7 +328,7 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             if whole and any(node != stands[0] for node in stands):
                 yield Problem(where, f"{kind}={whole[0]} must be the same in all layers: it connects them", usual)
             if distinct and distinct < depth:
-                owner = owners(depth, distinct, sharing)
+                owner = shared_layers.owners(depth, distinct, sharing)
                 pair = next((i for i in range(depth) if found[i] != found[owner.index(owner[i])]), None)
                 if pair is not None:
                     what = f"layers {owner.index(owner[pair])} and {pair} share their weights (model.distinct_layers="
