@@ -45,7 +45,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "fetch": {},
     "export": {"--to": "to", "--adapter": "adapter", "--step": "4", "--as": "ablatio"},
     "coordinates": {"--widths": "16,32", "--steps": "1", "--seeds": "1", "--corpus": "", "--json": ""},
-    "size": {"--json": "", "--flops": "1e12", "--fit": "1e9"},
+    "size": {"--json": "", "--flops": "1e12", "--fit": "2e6"},
     "list": {"--verbose": "", "--json": ""},
     "show": {"--author": ""},
     "check": {"--verbose": "", "--json": ""},
@@ -63,7 +63,7 @@ USES = [
     ("generate", "RUN ab", ""), ("generate", "RUN ab", "--chat"), ("generate", "RUN ab prompt=zero_shot", ""),
     ("export", "RUN", ""), ("size", "TINY", ""), ("list", "norm", ""), ("list", "norm", "--json"),
     ("show", "norm", "--author"), ("check", "ablatio-std", ""), ("check", "ablatio-std", "--json"),
-    ("new-plugin", "my-mlp", ""), ("coordinates", "TINY", ""), ("prepare", "TINY", ""),
+    ("new-plugin", "my-mlp", ""), ("coordinates", "TINY", ""), ("prepare", "CORPUS", ""),
 ]  # fmt: skip
 
 # Flags that these runs refuse for another reason than the use of the command.
@@ -108,7 +108,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     done = ablatio(["train", *words, f"out={out}", "name=run", "train.steps=4"], out / "log")
     assert done.code == 0, done.err
     study = write_scored(out / "runs" / "study", STUDY)
-    return {"RUN": str(out / "run"), "STUDY": str(study), "FOLDER": str(study.parent), "TINY": " ".join(words)}
+    corpus = " ".join(word for word in words if not word.startswith("tokenizer="))
+    return {
+        "RUN": str(out / "run"), "STUDY": str(study), "FOLDER": str(study.parent), "TINY": " ".join(words),
+        "CORPUS": corpus,
+    }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

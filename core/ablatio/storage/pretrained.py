@@ -47,7 +47,8 @@ def fetch(name: str) -> Path:
     """
     if name not in MODELS:
         raise UserError(
-            f"there is no model {name}{did_you_mean(name, MODELS)}\n    try: ablatio fetch {next(iter(MODELS))}"
+            f"there is no model {name}{did_you_mean(name, MODELS)}; there are {', '.join(MODELS)}\n"
+            f"    try: ablatio fetch {next(iter(MODELS))}"
         )
     model = MODELS[name]
     folder = place_of(name)
