@@ -181,7 +181,10 @@ def all_words(small_bpe: BPE, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {**kinds, "bpe": small_bpe, "file": pretrained(path=str(file), eos="<end>")}
 
 
-@pytest.mark.oracle("tokenizer", "tokenizers library on the whole text")
+@pytest.mark.oracle("tokenizer=bpe", "tokenizers library on the whole text")
+@pytest.mark.oracle("tokenizer=wordpiece", "tokenizers library on the whole text")
+@pytest.mark.oracle("tokenizer=unigram", "tokenizers library on the whole text")
+@pytest.mark.oracle("tokenizer=pretrained", "tokenizers library on the whole text")
 @pytest.mark.parametrize("kind", ["bpe", "digits", "characters", "wordpiece", "unigram", "file"])
 def test_words_encoded_once_equal_the_whole_text(
     kind: str, all_words: dict[str, Any], monkeypatch: pytest.MonkeyPatch
