@@ -107,9 +107,9 @@ def problems(markdown: str, results: str, metric: str = "val/loss") -> list[str]
     """Recompute each sentence of a report.md from its results.csv, and name what does not agree.
 
     Checked: the mean and the t interval of scipy.stats.ttest_rel to the printed digits, n, Holm's p by statsmodels over
-    the printed pairs, and that a claim stands where p <= 0.05 and nowhere else.  A pair that the report names as corrected
-    for skewness may have a wider interval and a larger p, but neither the other way; with such a pair, p of the others
-    are bounds, too.
+    the printed pairs, and that a claim stands where p <= 0.05 and nowhere else.  A pair that the report names as
+    corrected for skewness may have a wider interval and a larger p, but neither the other way; with such a pair, p of
+    the others are bounds, too.
     """
     from scipy import stats
     from statsmodels.stats.multitest import multipletests
