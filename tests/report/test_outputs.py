@@ -18,6 +18,7 @@ from ablatio.report.html.render import page_text
 from ablatio.report.markdown import markdown_text
 from ablatio.report.read.table import read_table
 from ablatio.report.terminal import arm_table
+from ablatio.sweep.durations import duration
 
 
 def test_results_csv_ignores_timing_and_folder_name(tmp_path: Path):
@@ -199,3 +200,14 @@ def test_significance_level_comes_from_the_study(tmp_path: Path):
     found = find(read_table([folder]))
     assert won > sum(pair.better is not None for pair in found.comparison.pairs)
     assert found.smallest_visible()[5] > 0.01
+
+
+def test_report_counts_runs_by_state_and_what_they_cost(tmp_path: Path):
+    fake = Fake(axes={"norm": ["rmsnorm", "layernorm", "dyt"]}, states={("norm=dyt", None): "failed"})
+    table = read_table([write_study(tmp_path / "s", fake)])
+    text = markdown_text(find(table))
+    section = text.split("## Cost")[1].split("## ")[0]
+    seconds = sum(run.cost.get("seconds", 0) for run in table.runs)
+    states = [run.state for run in table.runs]
+    assert f"{len(states)} runs planned: {states.count('done')} done, {states.count('failed')} failed" in section
+    assert f"{duration(seconds)} of computing, " in section and " tokens, " in section and "FLOP" in section

@@ -16,6 +16,7 @@ CELLS = (
     "null, baseline, 4 arms, 5 seeds",
     "null, one arm varies 3 times, 4 arms, 5 seeds",
     "null, moderated, equal spread, 4 arms, 3 seeds",
+    "null, sequential looks, 2 arms, 2 to 8 seeds",
     "margin, superior at its limit, 4 arms",
     "target, flat curve at its limit",
     "coverage, 4 arms, 5 seeds",

@@ -16,6 +16,7 @@ from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
 from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities
 from ablatio.report.analysis.score_quality import HEAD as QUALITY_HEAD
 from ablatio.report.analysis.search import search_of
+from ablatio.report.analysis.study_cost import cost_sentences
 from ablatio.report.effects_table import HEAD, caption, effect_rows
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.numbers import number, p_cell, short
@@ -53,6 +54,7 @@ def markdown_text(findings: Findings) -> str:
     if distance := in_words(frontier(findings)):
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (
+        ("Cost", cost_sentences(findings.table)),
         ("Across scales", findings.said_of_scales()),
         ("Noise", _noise(findings)),
         ("Shrunk means", shrunk_in_words(findings)),

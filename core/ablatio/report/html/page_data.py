@@ -20,6 +20,7 @@ from ablatio.report.analysis.reward_kl_frontier import frontier
 from ablatio.report.analysis.scaling_verdict import trend_chart
 from ablatio.report.analysis.score_quality import quality_cells, score_qualities
 from ablatio.report.analysis.search import placed, search_of
+from ablatio.report.analysis.study_cost import study_cost
 from ablatio.report.analysis.verdict import LANGUAGES, Verdict
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.read.curves import POLICY, Curve, band, minus
@@ -72,7 +73,7 @@ def content(found: Findings) -> dict[str, Any]:
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],
         "running": [_running(r) for r in table.runs if r.state == "running"],
-        "cost": _cost(found),
+        "cost": study_cost(table),
         "provenance": provenance(table.runs),
         "notes": table.notes,
     })  # fmt: skip
@@ -353,15 +354,4 @@ def _running(run: Run) -> dict[str, Any]:
         "title": run.title, "seed": run.seed, "step": steps[-1] if len(steps) else 0,
         "steps": whole.get("steps") if isinstance(whole, Mapping) else None,
         "loss": losses[-1] if len(losses) else None,
-    }  # fmt: skip
-
-
-def _cost(found: Findings) -> dict[str, Any]:
-    """Cost of the whole study, including failed runs."""
-    runs = found.table.runs
-    return {
-        "runs": len(runs), "trials": sum(r.role not in ("run", "stage") for r in runs),
-        "seconds": sum(r.cost.get("seconds", 0) for r in runs), "flops": sum(r.size.get("flops", 0) for r in runs),
-        "tokens": sum(r.size.get("tokens", 0) for r in runs),
-        "memory": max((r.cost["memory"] for r in runs if "memory" in r.cost), default=None),
     }  # fmt: skip
