@@ -22,6 +22,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "evaluate": {
         "--length": "8", "--tokens": "64", "--step": "4", "--objective": "lm", "--quantization": "int8",
         "--run-code": "", "--include": "tasks", "--limit": "2", "--stride": "4", "--json": "",
+        "--adapt": "0.01", "--adapter": "lora",
     },
     "artifact": {"--quantization": "int8", "--step": "4", "--json": ""},
     "report": {

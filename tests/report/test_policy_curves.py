@@ -23,7 +23,7 @@ def add_policy_metrics(path: Path, collapsed_from: int | None) -> None:
 def test_policy_metrics_are_plotted_and_collapse_is_noted(tmp_path: Path):
     folder = write_study(tmp_path / "s", POLICIES)
     plain = content(find(read_table([folder])))
-    assert not any("collapsed" in note for note in plain["notes"])
+    assert not any("collapsed" in note["en"] for note in plain["notes"])
     before = {c["name"] for c in plain["curves"]}
     assert not before & {"train/reward", "train/kl_k3", "train/entropy"}
     paths = sorted(folder.glob("runs/*/metrics.csv"))
@@ -36,7 +36,7 @@ def test_policy_metrics_are_plotted_and_collapse_is_noted(tmp_path: Path):
     assert set(curves) == before | {"train/reward", "train/kl_k3", "train/entropy"}
     rising = curves["train/reward"]["arms"][0]["mean"]
     assert rising == sorted(rising) and rising[-1] > rising[0]
-    collapse_notes = [note for note in found["notes"] if "collapsed" in note]
+    collapse_notes = [note["en"] for note in found["notes"] if "collapsed" in note["en"]]
     (note,) = collapse_notes
     assert f"first seen at step {steps[len(steps) // 2]}" in note and "1 of 3 runs" in note
     assert note in page_text(findings)

@@ -145,8 +145,9 @@ def load(file: PartsFile) -> None:
     except BaseException as error:  # the file may raise anything, including SystemExit
         rules.RULES[:] = _rules_before
         sys.modules.pop(MODULE, None)
-        hint = f"\n    try: ablatio check {KEY}={shell_word(file.path)}, when it is mended"
-        raise UserError(f"{KEY}={file.path} cannot be used: {_reason(error, file)}{hint}") from None
+        why = _reason(error, file)
+        hint = "" if "try: " in why else f"\n    try: ablatio check {KEY}={shell_word(file.path)}, when it is mended"
+        raise UserError(f"{KEY}={file.path} cannot be used: {why}{hint}") from None
     _current = file
     if not file.parts and kinds == set(REGISTRIES):
         unload()

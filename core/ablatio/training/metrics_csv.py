@@ -41,8 +41,8 @@ class MetricsFile:
         return numbers(texts)
 
     def read(self) -> list[dict[str, str]]:
-        """Read all rows as text, {column: text}."""
-        with damaged(str(self.path), "rows of numbers"), explained("read", self.path):
+        """Read all rows as text, {column: text}; raises FileNotFoundError, DamagedFile or EnvironmentFault."""
+        with damaged(str(self.path), "rows of numbers"):
             try:
                 return list(csv.DictReader(io.StringIO(read_text(self.path).replace("\0", ""), newline="")))
             except csv.Error as error:
