@@ -12,6 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs/howto/python.md"
 CALLS = ("train", "open_run", "run_study", "open_study", "build_model", "list_parts", "resume_run", "resume_study")
 
 
+@pytest.mark.long  # tests/docs runs the page in the process of the tests; here it is a script of its own
 @pytest.mark.slow
 def test_the_blocks_of_the_page_run_in_order(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)

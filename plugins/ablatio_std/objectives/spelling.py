@@ -25,7 +25,7 @@ class PrefixToken(NextToken):
     """
 
     metrics = ("train/prefix_token",)
-    splits_tokens = False
+    splits_tokens, reads_head = False, True
 
     def __init__(
         self, *, weight: Annotated[float, NonNegative, Schedulable(), "weight of the loss of the prefix"] = 0.25
