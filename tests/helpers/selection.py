@@ -19,19 +19,35 @@ CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 4
 SHARE = 8  # `usual` runs one in eight parameters of a matrix, or one in N of one marked `matrix(share=N)`
 FEW = 2  # maximum number of parameters of one test in `fast`
 NOT_FAST = {"slow", "faults", "matrix", "long"}
-# Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, whole trainings.
+# Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, trainings, studies.
 NOT_FAST_PATHS = (
+    "api/test_session_parts.py",
+    "api/test_studies.py",
+    "data/test_filters.py",
+    "data/test_mixtures.py",
+    "docs/test_docs.py",
     "end_to_end",
     "faults",
+    "fuzz",
     "interop",
+    "model/test_freezing.py",
+    "model/test_on_meta.py",
     "parts/oracles",
+    "registry/test_broken_plugins.py",
+    "registry/test_renamed.py",
     "report/test_page.py",
     "report/test_rerun_command.py",
+    "report/test_validity.py",
+    "scale",
     "sweep/recipes",
+    "sweep/test_adaptive.py",
     "sweep/test_clusters.py",
     "sweep/test_gpus.py",
     "sweep/test_plan_runs.py",
+    "sweep/test_sequential_study.py",
+    "sweep/test_size_matching.py",
     "sweep/test_stale_jobs.py",
+    "sweep/test_time_probe.py",
     "testing/test_check.py",
     "testing/test_selection.py",
     "training",

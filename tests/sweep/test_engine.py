@@ -63,7 +63,7 @@ def test_repeated_sweep_starts_no_finished_job(tmp_path: Path) -> None:
         ("raise", "crash", "ValueError: no such thing"),
         ("diverge", "diverged", "the loss is nan"),
         ("disk", "environment", "No space left"),
-        ("hang", "timeout", "timeout="),
+        pytest.param("hang", "timeout", "timeout=", marks=pytest.mark.slow),
     ],
 )
 def test_failing_run_does_not_affect_other_runs(
@@ -79,6 +79,7 @@ def test_failing_run_does_not_affect_other_runs(
     assert len([e for e in ledger_lines(tmp_path, "running") if e["job"] == "bad"]) == (3 if do == "kill" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("do", ["hang", "slow"])  # `hang` ignores SIGTERM, `slow` handles it
 def test_hung_run_is_stopped(tmp_path: Path, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablatio_std.launchers._server.GRACE", 0.5)
