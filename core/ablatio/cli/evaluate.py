@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _use(args: argparse.Namespace) -> tuple[str, Callable[[argparse.Namespace], int]]:
-    """What is measured, and the function that does it."""
+    """Return a name for what is measured, and the function that measures it."""
     if any(word.startswith(LM_EVAL) for word in args.words):
         return LM_EVAL, _lm_eval
     if (args.run / STUDY).exists():

@@ -107,7 +107,7 @@ def _print_techniques(files: Mapping[str, yaml_files.File], whole: bool) -> None
 
 
 def _how(technique: techniques.Technique) -> str:
-    """What chooses a technique: the settings or the command to type, or why nothing does."""
+    """Return the settings or the command that choose a technique, or the reason why it cannot be chosen."""
     if technique.refused:
         return f"not here: {technique.refused}"
     return technique.command or " ".join(map(shell_word, technique.overrides))

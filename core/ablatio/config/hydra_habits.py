@@ -79,7 +79,7 @@ def spelled(text: str) -> str:
 
 
 def third_argument(value: str) -> str:
-    """What to write instead of `log(a,b,n)`, as numpy and others count the values; "" for another value."""
+    """Return the form that replaces `log(a,b,n)`, which has the number of values as in numpy; "" for other values."""
     bare = value.strip("'\"").replace(" ", "")
     found = _LOG.fullmatch(bare) or _EVEN.fullmatch(bare)
     bounds = found[1].split(",") if found else []

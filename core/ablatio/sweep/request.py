@@ -56,12 +56,12 @@ class SweepRequest:
 
     @property
     def of_recipes(self) -> bool:
-        """Whether an arm is a recipe: runs that follow one another."""
+        """True if each arm is a recipe, a sequence of runs."""
         return RECIPE in {*map(key_of, self.fixed), *(axis.key for axis in self.axes)}
 
     @property
     def baseline(self) -> dict[str, str] | None:
-        """The arm that was named as the baseline; where it says nothing of an axis, the axis' first value."""
+        """The arm named by `baseline=`; an axis that it leaves out has its first value."""
         text = self.settings["baseline"]
         return None if text is None else _baseline(text, self.axes)
 
@@ -138,7 +138,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
 
 
 def notes(axes: Iterable[Axis], overrides: Sequence[str]) -> Iterator[str]:
-    """What replicates and intervals mean where another meaning is likely; `uniform(low,high)` is clear."""
+    """Explain replicates and intervals that are easily misunderstood; `uniform(low,high)` is not."""
     yield from replicates.note(overrides)
     evenly = {key_of(text) for text in overrides if value_of(text).lower().startswith("uniform(")}
     for one in axes:
@@ -157,12 +157,12 @@ def lasting(overrides: Sequence[str]) -> list[str]:
 
 
 def lasting_but_seeds(overrides: Sequence[str]) -> list[str]:
-    """What `lasting` returns, without the seeds."""
+    """Return the overrides of `lasting` that set no seed."""
     return [text for text in lasting(overrides) if key_of(text) not in (SEED, *replicates.STREAMS)]
 
 
 def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    """(name, content of `sweep:`) of the study that was asked for by `+sweep=NAME`."""
+    """Return the name of the study that `+sweep=NAME` chooses, and the content of its `sweep:` section."""
     name = _study_option(overrides)
     if name is None:
         return "sweep", {}
@@ -182,7 +182,7 @@ def _study_option(overrides: Sequence[str]) -> str | None:
 
 
 def _of_recipe(study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
-    """What the file of a study on a recipe says of all arms, less what the command line says anew."""
+    """Return the overrides in the file of a study on a recipe, without those that the command line replaces."""
     if RECIPE not in study:
         return ()
     own = [f"{RECIPE}={study[RECIPE]}", *study.get("overrides", ())]

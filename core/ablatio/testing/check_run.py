@@ -69,7 +69,7 @@ def _told(dist: str, left_out: list[str], found: Sequence[outcomes.Outcome] | No
 
 
 def _announced(dist: str) -> str:
-    """What is going to be tested, and with what."""
+    """Return a line that counts what will be tested, with the version of pytest."""
     import pytest
 
     parts = sum(e.distribution.name == dist for r in REGISTRIES.values() for e in r)

@@ -99,7 +99,7 @@ def kind_page(registry: Registry[Any]) -> str:
 
 
 def contract(registry: Registry[Any]) -> list[str]:
-    """What the framework passes to a part of a kind, and what the part must declare and define."""
+    """Return a table of what a part of a kind receives, declares and defines."""
     rows = [[f"`{word}`", cell(what)] for word, what in _promises(registry)]
     lines = [*table(("contract", ""), rows)]
     for protocol in registry.contract:
@@ -232,7 +232,7 @@ def _way(technique: techniques.Technique) -> str:
 
 
 def commands_page() -> str:
-    """What `ablatio COMMAND --help` prints, for each command."""
+    """Return a page with the output of `ablatio COMMAND --help` for each command."""
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     child = subprocess.run(
         [sys.executable, "-c", HELP], env=environment, capture_output=True, text=True, check=True, timeout=300

@@ -1,4 +1,4 @@
-"""What a study cost: runs by state, computing time, tokens, FLOPs, memory; failed runs included."""
+"""The cost of a study, failed runs included: runs by state, computing time, tokens, FLOPs and memory."""
 
 from __future__ import annotations
 

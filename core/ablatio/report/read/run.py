@@ -116,7 +116,7 @@ class Run:
 
 
 class Terms(NamedTuple):
-    """What two runs must have in common for their losses to be comparable: the one place that says so.
+    """Properties that two runs must share for their losses to be comparable.
 
     text       hash of the scored text
     tokenizer  name and vocabulary; scores per byte are comparable without it (`comparability.PER_TOKEN`)
