@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ablatio.model.attention.softmax_attention import SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.local_mixing import Rows
@@ -66,3 +67,21 @@ class Pieces(NamedTuple):
     def restored(self, x: Tensor) -> Tensor:
         """Undo `cut`, with the heads side by side: (P, H, N, batch, F) -> (B, T, H * F)."""
         return x.permute(0, 2, 3, 1, 4).reshape(self.count * self.size, -1)[self.place]
+
+
+class InnerTraining(SoftmaxAttention):
+    """Attention whose state is trained on the keys and values of `batch` tokens at a time; causal only."""
+
+    takes_bias = False
+    rotates_cached_keys = False
+    cross = False
+    bidirectional = False
+    queries_scale = False
+    float32_products = True
+    waits = "how many mini-batches a row has depends on the lengths of its documents"
+    batch: int
+
+    def pieces(self, x: Tensor, ctx: Context) -> tuple[Rows, Pieces]:
+        """The order of the tokens by document, and their mini-batches, which layers with equal `batch` share."""
+        made = ctx.shared(("pieces", self.batch, len(x)), lambda: Pieces.of(ctx, len(x), self.batch))
+        return Rows.of(ctx), made

@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, attentions
-from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import AttentionWiring
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, cached_state
+from ablatio.model.local_mixing import cached_state
 from ablatio.model.number_format import without_autocast
 from ablatio_std.attentions._common import at_least_float32
-from ablatio_std.attentions._pieces import Pieces
+from ablatio_std.attentions._pieces import InnerTraining, Pieces
 
 FORGETTING = -4.0  # initial logit of a: a token takes 2 % of the memory
 
 
 @attentions.register("titans", paper="arXiv:2501.00663")
-class Titans(SoftmaxAttention):
+class Titans(InnerTraining):
     """o_t = q_t M_t,  M_t = (1 - a_t) M_{t-1} + S_t,  S_t = h_t S_{t-1} - e_t k_t^T (k_t M_b - v_t), S the surprise.
 
     k_t^T (k_t M_b - v_t) is the gradient of |k_t M_b - v_t|^2 / 2, and M_b is M before the mini-batch of t, `batch`
@@ -29,13 +29,6 @@ class Titans(SoftmaxAttention):
     and v, and a gate.  A rotary position rotates q and k.
     """
 
-    takes_bias = False
-    rotates_cached_keys = False
-    cross = False
-    bidirectional = False
-    queries_scale = False
-    float32_products = True
-    waits = "how many mini-batches a row has depends on the lengths of its documents"
     roles = {"forgetting": "vector", "gain": "vector"}  # noqa: RUF012
 
     def __init__(
@@ -55,10 +48,7 @@ class Titans(SoftmaxAttention):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         q, (k, v) = self.queries(x), self.keys_values(x, ctx)
         q, k = ctx.rotate(q, k, self.layer)
-        rows, layout = (
-            Rows.of(ctx),
-            ctx.shared(("pieces", self.batch, len(x)), lambda: Pieces.of(ctx, len(x), self.batch)),
-        )
+        rows, layout = self.pieces(x, ctx)
         with without_autocast(x.device):
             q, k, v, gates = at_least_float32(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, self.gates(x))
             gates = gates.unflatten(-1, (3, self.n_heads)).movedim(-1, 1)  # (B, H, T, 3)

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, attentions
-from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
+from ablatio.model.attention.softmax_attention import AttentionWiring
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, cached_state
+from ablatio.model.local_mixing import cached_state
 from ablatio.model.number_format import without_autocast
 from ablatio_std.attentions._common import at_least_float32
-from ablatio_std.attentions._pieces import Pieces
+from ablatio_std.attentions._pieces import InnerTraining, Pieces
 
 EPS = 1e-6
 
 
 @attentions.register("ttt", paper="arXiv:2407.04620")
-class TestTimeTraining(SoftmaxAttention):
+class TestTimeTraining(InnerTraining):
     """o_t = f(q_t; W_t), W_t = W_{t-1} - e_t grad_W |f(k_t; W_b) - v_t|^2 / 2, f(x; W) = x + layernorm(x W).
 
     TTT-Linear.  W_b is W before the mini-batch of t, `batch` consecutive tokens of a document, whose gradients are
@@ -26,13 +26,6 @@ class TestTimeTraining(SoftmaxAttention):
     have short convolutions before q and k, and a gate.  A rotary position rotates q and k.
     """
 
-    takes_bias = False
-    rotates_cached_keys = False
-    cross = False
-    bidirectional = False
-    queries_scale = False
-    float32_products = True
-    waits = "how many mini-batches a row has depends on the lengths of its documents"
     roles = {"start": "vector", "bias": "vector", "gain": "vector", "shift": "vector"}  # noqa: RUF012
 
     def __init__(
@@ -54,10 +47,7 @@ class TestTimeTraining(SoftmaxAttention):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         q, (k, v) = self.queries(x), self.keys_values(x, ctx)
         q, k = ctx.rotate(q, k, self.layer)
-        rows, layout = (
-            Rows.of(ctx),
-            ctx.shared(("pieces", self.batch, len(x)), lambda: Pieces.of(ctx, len(x), self.batch)),
-        )
+        rows, layout = self.pieces(x, ctx)
         with without_autocast(x.device):
             # Divided by d_head, as the loss is a sum over the head's features.
             rates = self.rate / self.d_head * self.e_proj(x).sigmoid().transpose(1, 2)[..., None]  # (B, H, T, 1)
