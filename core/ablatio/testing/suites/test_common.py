@@ -174,7 +174,8 @@ import importlib, json, os, random, sys
 import numpy, torch
 def look():
     return [str(torch.get_default_dtype()), torch.get_num_threads(), torch.initial_seed(), random.getstate()[1][:3],
-            numpy.random.get_state()[1][:3].tolist(), torch.is_grad_enabled(), sorted(os.environ), os.getcwd()]
+            numpy.random.get_state()[1][:3].tolist(), torch.is_grad_enabled(),
+            sorted(os.environ.keys() - {"TORCHINDUCTOR_CACHE_DIR"}), os.getcwd()]  # torch sets it itself
 import ablatio
 from ablatio.registry.part_spec import faulty_parts
 before = look()
