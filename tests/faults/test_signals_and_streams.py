@@ -78,6 +78,7 @@ def settings(tmp_path: Path, text_file: Path) -> list[str]:
     return ["train", *TINY, f"source.path={text_file}", f"out={tmp_path}"]
 
 
+@pytest.mark.matrix(share=2)
 @pytest.mark.parametrize("number", STOPS)
 def test_each_stop_signal_saves_a_checkpoint_and_exits_with_75(
     settings: list[str], tmp_path: Path, number: signal.Signals
