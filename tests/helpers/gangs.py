@@ -14,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+from helpers import warm_python
 from helpers.runs import begin
 
 import ablatio
@@ -38,7 +39,7 @@ def environment() -> dict[str, str]:
 
 def finished(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """A run to its end."""
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=environment())
+    return warm_python.run(["-m", "ablatio", "train", *words], timeout=timeout, env=environment())
 
 
 def in_one_gang(log: Path, runs: Sequence[tuple[str, Sequence[str]]], ranks: int) -> None:
