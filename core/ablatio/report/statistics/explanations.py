@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ablatio.report.statistics.contrasts import EXACT, Model, cosine, orthonormal
+from ablatio.report.statistics.contrasts import EXACT, Columns, Layout, Model, cosine, orthonormal
 
 Array = NDArray[np.floating[Any]]
 TINY = 1e-12  # squared length below which a column lies in the span of the others
@@ -72,14 +73,12 @@ class _Search:
     tolerance = AS_WELL
 
     def __init__(self, model: Model, claimed: Sequence[str], sd: float) -> None:
-        self.terms = {term.name: term for term in model.known}
-        space = orthonormal(np.hstack([t.values for t in model.known]), model.nuisance)
-        self.bases = {name: space.T @ term.basis for name, term in self.terms.items()}
+        self.terms, self.bases, space = _space(model.layout)
         self.y = space.T @ model.y / sd
         self.claimed = list(claimed)
         self.size = sum(self.bases[name].shape[1] for name in claimed)
-        self.mains = [t.name for t in model.known if len(t.factors) == 1]
-        self.crossings = [t.name for t in model.known if len(t.factors) == 2]
+        self.mains = [name for name, term in self.terms.items() if len(term.factors) == 1]
+        self.crossings = [name for name, term in self.terms.items() if len(term.factors) == 2]
         self._grown = {name: self._grow(name) for name in self.crossings}
         self._plain = self.cost(self.claimed)
 
@@ -109,7 +108,7 @@ class _Search:
         """(cost, terms) of the best model that starts with `first`, with main effects added one at a time."""
         names, pool = [first], [n for n in self.mains if n != excluded]
         left = np.hstack([self.bases[first][:, :0], *(self.bases[n] for n in pool)])
-        blocks = _slices([self.bases[n].shape[1] for n in pool])
+        blocks = _slices(tuple(self.bases[n].shape[1] for n in pool))
         y, used, basis = self.y, 0, self.bases[first]
         while True:
             q = _orthonormal(basis)
@@ -128,7 +127,15 @@ class _Search:
             names.append(pool[best])
 
 
-def _slices(sizes: Sequence[int]) -> list[slice]:
+@lru_cache(maxsize=4)
+def _space(layout: Layout) -> tuple[Mapping[str, Columns], Mapping[str, Array], Array]:
+    """Terms by name, their bases in the space of the differences between arms, and that space as columns of runs."""
+    space = orthonormal(np.hstack([t.values for t in layout.known]), layout.nuisance)
+    return {t.name: t for t in layout.known}, {t.name: space.T @ t.basis for t in layout.known}, space
+
+
+@lru_cache(maxsize=64)
+def _slices(sizes: tuple[int, ...]) -> list[slice]:
     ends = np.cumsum([0, *sizes])
     return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
@@ -144,7 +151,8 @@ def _gains(left: Array, blocks: Sequence[slice], y: Array) -> Array:
 
 def _orthonormal(columns: Array) -> Array:
     if columns.shape[1] == 1:
-        length = float(np.linalg.norm(columns))
+        flat = columns.ravel()
+        length = math.sqrt(flat @ flat)
         return columns / length if length**2 > TINY else columns[:, :0]
     u, s, _ = np.linalg.svd(columns, full_matrices=False)
     return np.asarray(u[:, s**2 > TINY])
