@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ablatio.report.analysis.study_effects import StudyEffects, fitted_effects
 from ablatio.report.analysis.verdict import Language, Verdict
 from ablatio.report.numbers import p_said
-from ablatio.report.statistics.explanations import Alternative
+from ablatio.report.statistics.explanations import TIED, Alternative
 from ablatio.report.statistics.screening import Contrast
 
 __all__ = ["WORDS", "effects_verdict", "fitted_effects"]
@@ -157,7 +157,7 @@ class _Speaker:
         for known in each:
             for other in known.values():
                 total[other.name] = total.get(other.name, 0.0) + 1 + min(1.0, other.ratio / 1000)
-        best = max(total, key=lambda n: total[n])
+        best = max(total, key=lambda n: round(total[n], TIED))
         return best, [n for n in total if n != best and any(self.rivals(known, best, n) for known in each)]
 
     def rivals(self, known: Mapping[str, Alternative], best: str, other: str) -> bool:
