@@ -13,8 +13,8 @@ false claims   studies in which a sentence claims a difference that is not there
 found          studies in which the planted effect is claimed with its levels
 covered        studies in which every printed interval of a claim, or of the table, covers the true difference
 
-Promised: false claims in at most 5 % of the studies of a cell, plus one point; intervals that all cover in 95 % or more,
-less one point.
+Promised are false claims in at most 5 % of the studies of a cell, plus one point, and intervals that all cover in 95 %
+or more, less one point.
 """
 
 import argparse

@@ -138,7 +138,8 @@ class _Search:
             gains = np.where(free & (lengths > TINY), shared**2 / np.maximum(lengths, TINY), 0.0) - 2.0
             best = gains.round(TIED).argmax(1)
             going = (gains.max(1) > 0) & (used < self.size)
-            found |= {of[0]: (float(cost), tuple(of)) for of, cost, on in zip(names, costs, going, strict=True) if not on}
+            ended = zip(names, costs.tolist(), going, strict=True)
+            found |= {of[0]: (cost, tuple(of)) for of, cost, on in ended if not on}
             names = [[*of, self.mains[i]] for of, i, on in zip(names, best.tolist(), going, strict=True) if on]
             if not names:
                 break
