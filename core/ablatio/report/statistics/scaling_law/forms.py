@@ -54,7 +54,7 @@ class Chinchilla(LogForm):
 
     def _logs(self, w: Array, x: Columns) -> list[Array]:
         """Log of each term, E first."""
-        logs = [w[..., :1] + np.zeros_like(next(iter(x.values())))]
+        logs: list[Array] = [w[..., :1] + np.zeros_like(next(iter(x.values())))]
         for i, term in enumerate(self.terms):
             logs.append(w[..., 1 + 2 * i, None] - w[..., 2 + 2 * i, None] * np.log(x[TERMS[term][0]]))
         return logs
