@@ -14,20 +14,18 @@ import contextlib
 import io
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _report_reader import claims, intervals, on_margin, problems, reached
+from _results import commit, write
 from _simulated import (
     LEVEL,
     SD,
@@ -307,19 +305,6 @@ def check_folders(count: int) -> dict[str, Any]:
             wrong += [f"study {i}: {text}" for text in found]
     found = {"name": FOLDERS, "studies": count, "problems": wrong, "kept": not wrong}
     return found | {"commit": commit()}
-
-
-@lru_cache
-def commit() -> str:
-    """The commit of the code that makes the results."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-
-
-def write(path: Path, cells: Sequence[Mapping[str, Any]]) -> None:
-    """Write the results so far; each cell has the commit that made it."""
-    written = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cells": cells}
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from helpers.studies import Fake, write_study
 
-from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, TOKENIZERS, data_tables
+from ablatio.report.analysis.data_use import data_tables
 from ablatio.report.analysis.findings import Findings, find
 from ablatio.report.html.page_data import content
 from ablatio.report.html.render import page_text
 from ablatio.report.markdown import markdown_text
 from ablatio.report.read.table import read_table
+from ablatio.report.words import heads
 
 STAGE = {
     "filter": "pii", "seen": 2000, "kept": 1500, "changed": 7, "characters_removed": 90_000,
@@ -44,7 +45,7 @@ def test_tables_and_curves(tmp_path: Path) -> None:
     arms = {row.arm.name for row in findings.rows}
     assert {row[0] for rows in found.values() for row in rows} == arms and len(arms) == 2
     assert [len(row) for row in (found["filters"][0], found["examples"][0], found["sources"][0])] == [
-        len(head) for head in (FILTERS, EXAMPLES, SOURCES)
+        len(head) for head in (heads("filters"), heads("dropped"), heads("sources"))
     ]
     assert found["filters"][0][1:] == (
         "web", "pii", "2,000", "1,500", "7", "90,000", "too much personal data: 500, email: 9",
@@ -73,7 +74,7 @@ def test_tokenizers_are_compared_where_they_differ(tmp_path: Path) -> None:
     tokens = {run.tokenizer.split()[0]: run.size["tokens"] for run in findings.table.runs}
     assert rows["bytes"] == ("257", "1", "10", "0.5", f"{tokens['bytes'] * 1000 / 1005 / 1e6:.3g}")
     assert rows["bpe"] == ("512", "4", "2.5", "", f"{tokens['bpe'] * 1000 / 255 / 1e6:.3g}")
-    assert len(TOKENIZERS) == 7 and "## Tokenizers" in markdown_text(findings)
+    assert len(heads("tokenizers")) == 7 and "## Tokenizers" in markdown_text(findings)
     assert content(findings)["data"]["tokenizers"] == [list(row) for row in data_tables(findings)["tokenizers"]]
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.studies import Fake, change_result, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import curve_fit, minimize_scalar
+from scipy.optimize import curve_fit, least_squares, minimize_scalar
 
 from ablatio.cli.main import main
 from ablatio.report.statistics.scaling_law import (
@@ -32,6 +32,7 @@ from ablatio.report.statistics.scaling_law import (
     groups,
     power_of_budget,
 )
+from ablatio.report.statistics.scaling_law.fitting import NumericForm
 
 CHINCHILLA = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}  # arXiv:2203.15556, equation 10
 
@@ -160,6 +161,32 @@ def test_fit_is_robust_to_one_outlier() -> None:
     losses[20] *= 1.3
     law = fit_law("chinchilla", {"N": n, "D": d}, losses, draws=0).coefficients
     assert law["alpha"] == pytest.approx(0.34, rel=0.02) and law["beta"] == pytest.approx(0.28, rel=0.02)
+
+
+def test_noise_is_that_of_least_squares() -> None:
+    """Oracle: scipy's least squares of the log losses.  Huber's own residuals are larger."""
+    n, d = grid(4, 4)
+    for seed in range(5):
+        losses = loss(CHINCHILLA, n, d) * np.exp(np.random.default_rng(seed).normal(0, 0.003, len(n)))
+        found = fit_law("chinchilla", {"N": n, "D": d}, losses, draws=0)
+        start = [np.log(found.coefficients[k]) if k in "EAB" else found.coefficients[k] for k in CHINCHILLA]
+        exact = least_squares(
+            lambda w, z=losses: Chinchilla().log_loss(w, {"N": n, "D": d}) - np.log(z), start, x_scale="jac"
+        )
+        assert found.noise**2 == pytest.approx(2 * exact.cost / (len(n) - 5), rel=0.02)
+        assert found.noise**2 < np.sum(np.square(found.residuals)) / (len(n) - 5)
+
+
+@pytest.mark.parametrize("terms", [("A",), ("B",), ("A", "B")])
+def test_slopes_of_chinchilla_are_its_derivatives(terms: tuple[str, ...]) -> None:
+    """Against central differences, also where one term is nothing beside the others."""
+    n, d = grid(3, 3)
+    form, rng = Chinchilla(terms), np.random.default_rng(0)
+    w = rng.normal([0.5, 6.0, 0.3, 6.0, 0.3][: 1 + 2 * len(terms)], 0.2, (7, 1 + 2 * len(terms)))
+    w[0, 0] = -40.0
+    found = form.slopes(w, {"N": n, "D": d})
+    assert found.shape == (7, 9, w.shape[1])
+    np.testing.assert_allclose(found, NumericForm.slopes(form, w, {"N": n, "D": d}), atol=2e-8)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings
     from ablatio.report.statistics import Correction, Method
+    from ablatio.report.words import Language
 
 
 def find_in(
@@ -37,13 +38,15 @@ def find_in(
 
 
 def write_report(
-    findings: "Findings", folders: Sequence[Path], out: Path | None = None, *, going_on: bool = False
-) -> Path:
+    findings: "Findings", folders: Sequence[Path], out: Path | None = None, *, going_on: bool = False,
+    language: "Language" = "en",
+) -> Path:  # fmt: skip
     """Write report.html, report.md, results.csv, costs.csv and arms.tex; return their folder, by default FOLDER/report.
 
     A study that estimates effects of settings also gets effects.csv and effects.tex; one of four arms or more gets
     shrunk.csv: means shrunk towards each other, probabilities to be the best.
 
+    language  of report.md; the page has both, and the tables for programs and papers are in English
     going_on  True if the files will be written again: the page then loads itself anew while it is open
     """
     from ablatio.report.effects_table import effects_csv, effects_latex
@@ -64,6 +67,6 @@ def write_report(
         write_text(out / "effects.tex", effects_latex(findings.factors))
     if findings.shrunk:
         write_text(out / "shrunk.csv", shrunk_csv(findings))
-    write_text(out / "report.md", markdown_text(findings))
+    write_text(out / "report.md", markdown_text(findings, language))
     write_text(out / "report.html", page_text(findings, script="reload.js" if going_on else ""))
     return out

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ablatio.report.analysis.verdict import Sentence
     from ablatio.report.read.run import Run
     from ablatio.report.statistics import Correction, Method, Pair
+    from ablatio.report.words import Language
 
 
 def run_study(
@@ -202,13 +203,16 @@ class StudyFolder:
         baseline: str | None = None,
         correction: "Correction" = "holm",
         interval: "Method" = "t",
+        language: "Language" = "en",
     ) -> Path:
         """Write report.html with report.md, results.csv and costs.csv beside it; return the path of report.html.
 
-        out  folder of the files; by default FOLDER/report
+        out       folder of the files; by default FOLDER/report
+        language  of report.md: en or zh
         """
         found = self.findings(metric, baseline, correction, interval)
-        return write_report(found, [self.folder], None if out is None else Path(out).expanduser()) / "report.html"
+        place = None if out is None else Path(out).expanduser()
+        return write_report(found, [self.folder], place, language=language) / "report.html"
 
 
 PAIR_COLUMNS = (

@@ -54,10 +54,11 @@ def _compare_scores(folders: list[Path], as_json: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ablatio.report.analysis.score_quality import CAPTION, HEAD, quality_cells, score_qualities
+    from ablatio.report.analysis.score_quality import quality_caption, quality_cells, score_qualities
     from ablatio.report.escape import terminal
     from ablatio.report.html.page_data import clean
     from ablatio.report.read.table import read_table
+    from ablatio.report.words import heads
 
     found = score_qualities(read_table(folders))
     if not found:
@@ -69,12 +70,12 @@ def _compare_scores(folders: list[Path], as_json: bool) -> int:
         print(json.dumps({name: clean(asdict(quality)) for name, quality in found.items()}))
         return 0
     console, grid = Console(), Table(box=None, pad_edge=False)
-    for name in HEAD:
-        grid.add_column(name, justify="left" if name == HEAD[0] else "right")
+    for i, name in enumerate(heads("signal")):
+        grid.add_column(name, justify="right" if i else "left")
     for row in quality_cells(found):
         grid.add_row(*map(terminal, row))
     console.print(grid, highlight=False)
-    console.print(f"\n{CAPTION}", highlight=False)
+    console.print(f"\n{quality_caption()}", highlight=False)
     return 0
 
 

@@ -1,15 +1,20 @@
 """`ablatio report FOLDER...`: results of a finished or running study, in the terminal and as files."""
 
+import functools
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatio.cli.commands import parser, refuse_other_flags
+from ablatio.errors import UserError
+from ablatio.report.words import LANGUAGES
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings
+    from ablatio.report.words import Language
 
-USES = {"without --serve": ("out", "quiet"), "with --serve, which writes no files": ("port",)}
+USES = {"without --serve": ("out", "quiet", "language"), "with --serve, which writes no files": ("port",)}
 
 
 def run(arguments: list[str]) -> int:
@@ -34,6 +39,10 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--alpha", type=float, help="share of false claims that is accepted; by default the study's")
     options.add_argument("--margin", help="test against this difference: 0.005nats; by default the study's")
     options.add_argument("--target", help="test which arms reach this score: 3.28; by default the study's")
+    options.add_argument(
+        "--language", choices=LANGUAGES, default="en", type=functools.partial(_language, arguments),
+        help="of the terminal and of report.md; the page has a switch, and tables for programs and papers are English",
+    )  # fmt: skip
     options.add_argument("--quiet", action="store_true", help="write the files and print only their paths")
     going_on = options.add_mutually_exclusive_group()
     going_on.add_argument(
@@ -58,23 +67,37 @@ def run(arguments: list[str]) -> int:
     if args.serve:
         return _serve(args.folders, load, args.port)
     if args.follow:
-        return _follow(args.folders, load, args.out, args.quiet)
+        return _follow(args.folders, load, args.out, args.quiet, args.language)
     findings = load()
     if not args.quiet:
-        arm_table.show(Console(), findings)
-    print(_written(write_report(findings, args.folders, args.out), findings))
+        arm_table.show(Console(), findings, args.language)
+    out = write_report(findings, args.folders, args.out, language=args.language)
+    print(_written(out, findings, args.language))
     return 0
 
 
-def _written(out: Path, findings: "Findings") -> str:
+def _language(arguments: Sequence[str], text: str) -> str:
+    """A known language.  Raises UserError for another, with the command that works."""
+    if text in LANGUAGES:
+        return text
+    words = [LANGUAGES[0] if word == text else word.replace(f"={text}", f"={LANGUAGES[0]}") for word in arguments]
+    known = " or ".join(LANGUAGES)
+    raise UserError(f"--language is {text!r}; expected {known}\n    try: ablatio report {shlex.join(words)}")
+
+
+def _written(out: Path, findings: "Findings", language: "Language") -> str:
     from ablatio.report.escape import visible
+    from ablatio.report.words import say
 
     more = ", effects.csv, effects.tex" if findings.factors is not None else ""
     more += ", shrunk.csv" if findings.shrunk else ""
-    return f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv, arms.tex{more}"
+    files = f"{visible(out)}/report.html, report.md, results.csv, costs.csv, arms.tex{more}"
+    return say("files written", language, files=files)
 
 
-def _follow(folders: Sequence[Path], load: "Callable[[], Findings]", out: Path | None, quiet: bool) -> int:
+def _follow(
+    folders: Sequence[Path], load: "Callable[[], Findings]", out: Path | None, quiet: bool, language: "Language"
+) -> int:
     """Report until the runs have ended or Ctrl-C; 1 if they stopped before their end."""
     from rich.console import Console
 
@@ -85,10 +108,11 @@ def _follow(folders: Sequence[Path], load: "Callable[[], Findings]", out: Path |
 
     def write(findings: "Findings", going_on: bool) -> None:
         # Only the last is printed: each report replaces the files of the one before.
-        told[:] = [_written(write_report(findings, folders, out, going_on=going_on), findings)]
+        place = write_report(findings, folders, out, going_on=going_on, language=language)
+        told[:] = [_written(place, findings, language)]
 
     try:
-        ended = follow(folders, load, write, Console(quiet=quiet))
+        ended = follow(folders, load, write, Console(quiet=quiet), language)
     except KeyboardInterrupt:
         print()
         ended = True

@@ -11,10 +11,10 @@ from ablatio.report.escape import csv_text, latex
 from ablatio.report.latex import COMPARED, preamble, tabular
 from ablatio.report.numbers import p_cell
 from ablatio.report.statistics import Contrast, Term
+from ablatio.report.words import Language, say
 
 PAIRS = 15  # differences of one setting that a table shows; of more, the most certain
 NAMED = 3  # aliases that a cell names; it counts the others
-HEAD = ("effect", "contrast", "difference", "interval", "p", "aliases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +31,40 @@ class EffectRow:
     tested: Contrast
     aliases: tuple[str, ...]
     partial: tuple[str, ...]
+    language: Language = "en"
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Cells under HEAD, signs as hyphens."""
+        """Cells under `heads("effect")`, signs as hyphens."""
         c = self.tested
         interval = "" if math.isnan(c.low) else f"[{c.low:+.4f}, {c.high:+.4f}]"
-        partly = [f"partly {_few(self.partial)}"] if self.partial else []
-        aliases = "; ".join([*([_few(self.aliases)] if self.aliases else []), *partly])
+        partly = [say("partly", self.language, names=self._few(self.partial))] if self.partial else []
+        aliases = "; ".join([*([self._few(self.aliases)] if self.aliases else []), *partly])
         return self.effect, self.contrast, f"{c.value:+.4f}", interval, p_cell(c.p), aliases
 
+    def _few(self, names: Sequence[str]) -> str:
+        text = say("comma", self.language).join(names[:NAMED])
+        return text if len(names) <= NAMED else say("and more", self.language, names=text, k=len(names) - NAMED)
 
-def effect_rows(found: StudyEffects, *, every: bool = False) -> list[EffectRow]:
+
+def effect_rows(found: StudyEffects, *, every: bool = False, language: Language = "en") -> list[EffectRow]:
     """Return all differences between the values of a setting, then interactions, the most certain first.
 
     every  include interactions that are only estimated as if no other one existed, and all combinations of values; else
            an interaction has its most certain contrast, and the first kind appears only if it is beyond chance
     """
     terms = {t.name: t for t in found.fit.terms}
-    mains: list[EffectRow] = []
+    mains: list[Contrast] = []
     for name in found.settings:
         pairs = [c for c in found.screen.contrasts if c.name == name]
-        mains += [_row(c, terms) for c in (pairs if every or len(pairs) <= PAIRS else found.screen.of(name)[:PAIRS])]
+        mains += pairs if every or len(pairs) <= PAIRS else found.screen.of(name)[:PAIRS]
     crossed: dict[str, list[Contrast]] = {}
     for c in found.screen.contrasts:
         if len(c.factors) == 2 and (every or c.separate or c.p <= found.alpha):
             crossed.setdefault(c.name, []).append(c)
     shown = [c for name in crossed for c in (crossed[name] if every else found.screen.of(name)[:1])]
     shown.sort(key=lambda c: math.inf if math.isnan(c.p) else c.p)
-    return [*mains, *(_row(c, terms) for c in shown)]
+    return [_row(c, terms, language) for c in (*mains, *shown)]
 
 
 def effects_csv(found: StudyEffects) -> str:
@@ -89,31 +94,23 @@ def effects_latex(found: StudyEffects) -> str:
     return preamble(table, "intervals and p hold for all differences together") + table
 
 
-def caption(found: StudyEffects) -> str:
+def effects_caption(found: StudyEffects, language: Language = "en") -> str:
     """Caption of the table: score, meaning of intervals and p, and source of the spread."""
-    scale = {
-        "residual": f"the spread between runs of equal arms ({found.screen.df:g} degrees of freedom)",
-        "lenth": "Lenth's pseudo standard error, for lack of replicates",
-        "none": "",
-    }[found.screen.scale]
-    if not scale:
-        return f"Differences in {found.metric}; equal arms do not differ at all, so there is no test."
-    count = len(found.screen.contrasts)
-    return f"Differences in {found.metric}; 95 % intervals and p hold for all {count} together, from {scale}."
+    if found.screen.scale == "none":
+        return say("effects untested", language, metric=found.metric)
+    scale = say(f"effects {found.screen.scale}", language, df=found.screen.df)
+    return say("effects caption", language, metric=found.metric, count=len(found.screen.contrasts), scale=scale)
 
 
-def _row(c: Contrast, terms: Mapping[str, Term]) -> EffectRow:
+def _row(c: Contrast, terms: Mapping[str, Term], language: Language) -> EffectRow:
     term = terms.get(c.name)  # none for an interaction that is estimated as if it were the only one
-    return EffectRow(c.name, _contrast(c), c, term.aliases if term else (), term.touched_by if term else ())
+    aliases, partial = (term.aliases, term.touched_by) if term else ((), ())
+    return EffectRow(c.name, _contrast(c, language), c, aliases, partial, language)
 
 
-def _contrast(c: Contrast) -> str:
+def _contrast(c: Contrast, language: Language) -> str:
     if c.kind == "cell":
-        return ", ".join(levels[0] for levels in c.levels)
+        return say("comma", language).join(levels[0] for levels in c.levels)
     (low, high), *others = c.levels
-    return f"{low} to {high}" + "".join(f", {given} minus {without}" for without, given in others)
-
-
-def _few(names: Sequence[str]) -> str:
-    text = ", ".join(names[:NAMED])
-    return text if len(names) <= NAMED else f"{text} and {len(names) - NAMED} more"
+    crossed = [say("minus", language, given=given, without=without) for without, given in others]
+    return "".join([say("from to", language, low=low, high=high), *crossed])

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ablatio.report.analysis.study_cost import counted
 from ablatio.report.escape import terminal
 from ablatio.report.read.entries import is_at_work
 from ablatio.report.read.single_runs import folders_in
 from ablatio.report.read.stages import RECIPE
 from ablatio.report.terminal import arm_table
 from ablatio.report.watch import WatchedReport
+from ablatio.report.words import Language, say
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.study import STUDY
 
@@ -26,8 +28,9 @@ LEFT = ("running", "planned", "paused", "preempted")  # states of runs that have
 
 
 def follow(
-    folders: Sequence[Path], load: Callable[[], Findings], write: Callable[[Findings, bool], None], console: Console
-) -> bool:
+    folders: Sequence[Path], load: Callable[[], Findings], write: Callable[[Findings, bool], None], console: Console,
+    language: Language = "en",
+) -> bool:  # fmt: skip
     """Report on folders until no process works in them; return True if all runs have ended.
 
     Folders that do not exist or hold no runs yet are waited for.
@@ -35,7 +38,7 @@ def follow(
     load   analyzes the folders
     write  writes the files of the report; its second argument is True while runs go on
     """
-    _wait_for_runs(folders, console)
+    _wait_for_runs(folders, console, language)
     report, shown = None, ""
     while True:
         at_work = any(map(is_at_work, folders))  # asked before the files are read, so that the last word is read
@@ -45,50 +48,50 @@ def follow(
             changed = report.refresh(wait=at_work)
         if changed or not at_work:
             write(report.findings, at_work)
-            counts = _counts(report.findings)
+            counts = _counts(report.findings, language)
             # A terminal is drawn anew; in a log each state of the study appears once.
             if console.is_terminal or counts != shown:
-                _show(console, report, counts, at_work)
+                _show(console, report, counts, at_work, language)
             shown = counts
         if not at_work:
-            return _told_end(console, report.findings, folders)
+            return _told_end(console, report.findings, folders, language)
         time.sleep(POLL)
 
 
-def _wait_for_runs(folders: Sequence[Path], console: Console) -> None:
+def _wait_for_runs(folders: Sequence[Path], console: Console, language: Language) -> None:
     told = False
     while missing := [f for f in folders if not ((f / STUDY).exists() or (f / RECIPE).exists() or folders_in(f))]:
         if not told:
             names = ", ".join(map(str, missing))
-            console.print(f"waiting for runs in {terminal(names)}  (Ctrl-C ends this)", highlight=False, soft_wrap=True)
+            console.print(terminal(say("waiting", language, names=names)), highlight=False, soft_wrap=True)
         told = True
         time.sleep(POLL)
 
 
-def _counts(findings: Findings) -> str:
+def _counts(findings: Findings, language: Language) -> str:
     """`3 of 8 runs done, 2 running, 3 planned`."""
-    found = findings.table.count()
-    done, others = found.pop("done", 0), [f"{n} {state}" for state, n in found.items()]
-    return ", ".join([f"{done} of {len(findings.table.runs)} runs done", *others])
+    states = findings.table.count()
+    done = say("runs done", language, done=states.pop("done", 0), n=len(findings.table.runs))
+    return say("comma", language).join([done, *counted(states, language)])
 
 
-def _show(console: Console, report: WatchedReport, counts: str, at_work: bool) -> None:
+def _show(console: Console, report: WatchedReport, counts: str, at_work: bool, language: Language) -> None:
     if console.is_terminal:
         console.clear()
-    arm_table.show(console, report.findings)
+    arm_table.show(console, report.findings, language)
     if report.trouble:
-        console.print(f"not up to date: {terminal(report.trouble)}", highlight=False)
+        console.print(terminal(say("not up to date", language, trouble=report.trouble)), highlight=False)
     if at_work:
-        now = time.strftime("%H:%M:%S")
-        console.print(f"\n{now}: {counts}  (Ctrl-C ends this, not the runs)\n", highlight=False)
+        told = say("going on now", language, now=time.strftime("%H:%M:%S"), counts=counts)
+        console.print(f"\n{told}\n", highlight=False)
 
 
-def _told_end(console: Console, findings: Findings, folders: Sequence[Path]) -> bool:
+def _told_end(console: Console, findings: Findings, folders: Sequence[Path], language: Language) -> bool:
     left = sum(n for state, n in findings.table.count().items() if state in LEFT)
+    counts = _counts(findings, language)
+    console.print(say("stopped" if left else "ended", language, counts=counts), highlight=False)
     if not left:
-        console.print(f"ended: {_counts(findings)}", highlight=False)
         return True
-    again = f"ablatio resume {shell_word(folders[0])}"
-    console.print(f"stopped before the end: {_counts(findings)}", highlight=False)
-    console.print(f"    try: {terminal(again)}", highlight=False, soft_wrap=True)
+    again = say("try", language, command=f"ablatio resume {shell_word(folders[0])}")
+    console.print(f"    {terminal(again)}", highlight=False, soft_wrap=True)
     return False

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ablatio.report.analysis.findings import STAR
 from ablatio.report.analysis.verdict_texts import TEXTS
+from ablatio.report.captions import arms_caption
 from ablatio.report.escape import beyond_pdflatex, latex, visible
 from ablatio.report.numbers import p_cell
+from ablatio.report.words import say
 
 if TYPE_CHECKING:
     from ablatio.report.analysis.findings import Findings, Row
@@ -59,14 +60,14 @@ def arms_latex(findings: Findings) -> str:
         rows.append([*cells, *([f"{row.arm.count('diverged')} of {len(row.arm.runs)}"] if lost else [])])
     head += ["diverged"] if lost else []
     pairs = found.pairs if found else ()
-    notes += [f"$^{{*}}$ interval {STAR}"] if any(p.corrected for p in pairs) else []
+    notes += [f"$^{{*}}$ interval {say('of one comparison')}"] if any(p.corrected for p in pairs) else []
     ranked = "$^{r}$ of signed ranks with diverged runs as the worst; no verdict on the mean"
     notes += [ranked] if any(p.ranked and not math.isnan(p.p) for p in pairs) else []
     text = tabular(head, "l" + "r" * (len(head) - 1), rows, notes if against else [])
     if pairs and not against:
         body = [[latex(p.a), latex(p.b), str(p.difference.n), *_compared(p)] for p in pairs]
         text += "\n" + tabular(["arm", "minus", "$n$", *COMPARED], "llrrrr", body, notes)
-    return preamble(text, findings.caption) + text
+    return preamble(text, arms_caption(findings)) + text
 
 
 def _more(row: Row) -> str:

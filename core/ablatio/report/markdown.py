@@ -3,81 +3,88 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ablatio.registry.kinds import designs
 from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
-from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, TOKENIZERS, data_tables
-from ablatio.report.analysis.evaluations import CAPTION as EVALUATIONS
-from ablatio.report.analysis.evaluations import HEAD as EVALUATED
+from ablatio.report.analysis.data_use import data_tables
 from ablatio.report.analysis.evaluations import answer_rows, evaluation_rows
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
-from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities
-from ablatio.report.analysis.score_quality import HEAD as QUALITY_HEAD
+from ablatio.report.analysis.score_quality import quality_caption, quality_cells, score_qualities
 from ablatio.report.analysis.search import search_of
 from ablatio.report.analysis.study_cost import cost_sentences
-from ablatio.report.effects_table import HEAD, caption, effect_rows
+from ablatio.report.captions import arms_caption
+from ablatio.report.effects_table import effect_rows, effects_caption
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.numbers import number, p_cell, short
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.stages import stages_of
 from ablatio.report.shrunk_table import shrunk_in_words
-from ablatio.report.terminal.arm_table import (
-    LOST,
-    STAGES,
-    interval,
-    of_one_run,
-    stage_cells,
-    state_text,
-)
+from ablatio.report.terminal.arm_table import LOST, interval, of_one_run, stage_cells, state_text
 from ablatio.report.terminal.trials_table import LISTED, trial_cells
+from ablatio.report.words import Language, heads, own, page_words, say
 from ablatio.sweep.durations import duration
 from ablatio.sweep.study import label_of
 
 
-def markdown_text(findings: Findings) -> str:
+def markdown_text(findings: Findings, language: Language = "en") -> str:
     """Return the report: question, verdict and arms, then provenance, failures, and the command of each arm."""
     lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
-    said, first = [f"- {markdown(sentence)}" for sentence in findings.said()], findings.leading
+    said, first = [f"- {markdown(sentence)}" for sentence in findings.said(language)], findings.leading
     lines += said[:first]
     if first:
-        lines += [*_effects(findings), "", "## Arms", ""]
+        lines += [*_effects(findings, language), *_title("arms", language)]
     lines += said[first:]
     if stages := stages_of(findings.table.runs):
-        lines += ["", *_grid([STAGES, *(stage_cells(stage, {}) for stage in stages)], left=len(STAGES))]
-    lines += ["", *_grid([_head(findings), *(_cells(findings, row) for row in findings.rows)])]
-    if findings.caption:
-        lines += ["", markdown(findings.caption)]
-    lines += [] if first else _effects(findings)
-    lines += _trials(findings)
-    if distance := in_words(frontier(findings)):
-        lines += ["", "## Reward against KL", "", markdown(distance)]
-    for title, items in (
-        ("Cost", cost_sentences(findings.table)),
-        ("Across scales", findings.said_of_scales()),
-        ("Noise", _noise(findings)),
-        ("Shrunk means", shrunk_in_words(findings)),
-        ("Design", _design(findings)),
-        ("Refused", (f"{label_of(r.arm)}: {r.why}" for r in findings.table.refused)),
-        ("Failed and diverged", _lost(findings)),
-        ("Made of", _made_of(findings)),
-    ):
+        head = heads("stage", language)
+        lines += ["", *_grid([head, *(stage_cells(stage, {}, language) for stage in stages)], left=len(head))]
+    lines += ["", *_grid([_head(findings, language), *(_cells(findings, row, language) for row in findings.rows)])]
+    if caption := arms_caption(findings, language):
+        lines += ["", markdown(caption)]
+    lines += [] if first else _effects(findings, language)
+    lines += _trials(findings, language)
+    if distance := in_words(frontier(findings), language):
+        lines += [*_title("frontier", language), markdown(distance)]
+    for title, items in _lists(findings, language).items():
         if told := [f"- {markdown(item)}" for item in items]:
-            lines += ["", f"## {title}", "", *told]
-    lines += _data(findings)
+            lines += [*_title(title, language), *told]
+    lines += _data(findings, language)
     if scores := quality_cells(score_qualities(findings.table)):
-        lines += ["", "## Which score separates the arms", "", *_grid([QUALITY_HEAD, *scores]), "", markdown(CAPTION)]
-    if evaluated := [row.cells for row in evaluation_rows(findings)]:
-        lines += ["", "## Evaluations", "", *_grid([EVALUATED, *evaluated], left=2), "", markdown(EVALUATIONS)]
-    if answered := answer_rows(findings):
-        lines += ["", "## Answers of the arms", "", *_grid([(*row, "") for row in answered], left=len(answered[0]))]
+        grid = _grid([heads("signal", language), *scores])
+        lines += [*_title("signal", language), *grid, "", markdown(quality_caption(language))]
+    if evaluated := [row.cells_in(language) for row in evaluation_rows(findings)]:
+        grid = _grid([heads("evaluations", language), *evaluated], left=2)
+        lines += [*_title("evaluations", language), *grid, "", markdown(say("evaluations_caption", language))]
+    if answered := answer_rows(findings, language):
+        lines += [*_title("answers", language), *_grid([(*row, "") for row in answered], left=len(answered[0]))]
     if findings.table.notes:
-        lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
-    lines += _answers(of_one_run(findings))
-    lines += ["", "## Again", ""]
+        notes = [say("note line", language, text=own(note, language)) for note in findings.table.notes]
+        lines += ["", *map(markdown, notes)]
+    lines += _answers(of_one_run(findings), language)
+    lines += _title("title again", language)
     lines += [f"    {visible(row.arm.again)}" for row in findings.rows if row.arm.again]
     return "\n".join(lines) + "\n"
+
+
+def _title(key: str, language: Language) -> list[str]:
+    return ["", f"## {say(key, language)}", ""]
+
+
+def _lists(findings: Findings, language: Language) -> Mapping[str, Iterable[str]]:
+    """Key of the title -> sentences of each section that is a list."""
+    return {
+        "costs": cost_sentences(findings.table, language),
+        "scales": findings.said_of_scales(language),
+        "noise": _noise(findings, language),
+        "title shrunk": shrunk_in_words(findings, language),
+        "title design": _design(findings, language),
+        "title refused": (
+            say("item", language, name=label_of(r.arm), text=own(r.why, language)) for r in findings.table.refused
+        ),
+        "title lost": _lost(findings, language),
+        "title made of": _made_of(findings, language),
+    }
 
 
 def _grid(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -87,112 +94,121 @@ def _grid(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     return [head, "|" + "---|" * min(left, len(rows[0])) + "---:|" * max(0, right) + "---|" * (right >= 0), *body]
 
 
-def _effects(findings: Findings) -> list[str]:
+def _effects(findings: Findings, language: Language) -> list[str]:
     """Main effects and interactions with their aliases."""
     found = findings.factors
     if found is None:
         return []
-    table = _grid([HEAD, *(row.cells for row in effect_rows(found))], left=2)
-    return ["", "## Effects", "", *table, "", markdown(caption(found))]
+    rows = effect_rows(found, language=language)
+    table = _grid([heads("effect", language), *(row.cells for row in rows)], left=2)
+    return [*_title("title effects", language), *table, "", markdown(effects_caption(found, language))]
 
 
-def _data(findings: Findings) -> list[str]:
+def _data(findings: Findings, language: Language) -> list[str]:
     """The tokenizers, what filters dropped, with examples, and what a mixture drew."""
     lines, found = list[str](), data_tables(findings)
-    for title, head, rows, left in (
-        ("Tokenizers", TOKENIZERS, found["tokenizers"], 2),
-        ("What filters dropped", FILTERS, found["filters"], 3),
-        ("Examples of dropped and changed documents", EXAMPLES, found["examples"], 5),
-        ("Rows of each source", SOURCES, found["sources"], 2),
+    for key, rows, left in (
+        ("tokenizers", found["tokenizers"], 2),
+        ("filters", found["filters"], 3),
+        ("dropped", found["examples"], 5),
+        ("sources", found["sources"], 2),
     ):
-        lines += ["", f"## {title}", "", *_grid([head, *rows], left=left)] if rows else []
+        cells = [[own(cell, language) for cell in row] for row in rows]
+        lines += [*_title(key, language), *_grid([heads(key, language), *cells], left=left)] if rows else []
     return lines
 
 
-def _trials(findings: Findings) -> list[str]:
+def _trials(findings: Findings, language: Language) -> list[str]:
     """The best trials of a search, and what is known about its settings."""
     search = search_of(findings)
     if search is None:
         return []
-    lines = ["", "## Search", "", *(f"- {markdown(sentence)}" for sentence in search.said())]
-    rows = trial_cells(search, LISTED)
+    lines = [*_title("title search", language), *(f"- {markdown(sentence)}" for sentence in search.said(language))]
+    rows = trial_cells(search, LISTED, language)
     return [*lines, "", *_grid([(*row, "") for row in rows])] if rows[1:] else lines
 
 
-def _head(findings: Findings) -> tuple[str, ...]:
-    against = "difference to the baseline"
-    sizes = ("parameters", "FLOPs/token", "tokens", "learning rate", "diverged", "memory", "step", "time")
-    return ("arm", "n", findings.metric, "sd", against, "p", *sizes, "")
+def _head(findings: Findings, language: Language) -> tuple[str, ...]:
+    return (say("arm", language), "n", findings.metric, *heads("arms", language), "")
 
 
-def _cells(findings: Findings, row: Row) -> tuple[str, ...]:
+def _cells(findings: Findings, row: Row, language: Language) -> tuple[str, ...]:
     arm = row.arm
     memory = arm.cost("memory")
     return (
         arm.name, str(row.n), number(row.mean), number(row.sd), interval(row),
         p_cell(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
-        short(arm.size("tokens")), _rate(findings, arm), f"{arm.count('diverged')} of {len(arm.runs)}",
+        short(arm.size("tokens")), _rate(findings, arm, language),
+        say("of", language, k=arm.count("diverged"), n=len(arm.runs)),
         f"{short(memory)}B" if memory else "", duration(arm.cost("step_seconds")),
-        duration(arm.cost("seconds")), _mark(row),
+        duration(arm.cost("seconds")), _mark(row, language),
     )  # fmt: skip
 
 
-def _rate(findings: Findings, arm: Arm) -> str:
+def _rate(findings: Findings, arm: Arm, language: Language) -> str:
     if arm.rate is None:
         return ""
-    free = rate_is_free(findings.table)
-    return f"{arm.rate:g}" + ("" if free else " tuned" if tuned(findings.table, arm) else " untuned")
+    rate = f"{arm.rate:g}"
+    if rate_is_free(findings.table):
+        return rate
+    return say("rate tuned" if tuned(findings.table, arm) else "rate untuned", language, rate=rate)
 
 
-def _mark(row: Row) -> str:
+def _mark(row: Row, language: Language) -> str:
     """Remark on an arm: baseline, unfinished runs, or sizes larger than the baseline's."""
-    larger = [f"{row.residual[key]:+.1%} {key.replace('_', ' ')}" for key in row.unmatched]
-    return "baseline" if row.arm.baseline else ", ".join(filter(None, [state_text(row.arm), *larger]))
+    if row.arm.baseline:
+        return say("baseline", language)
+    larger = [f"{row.residual[key]:+.1%} {say(f'budget {key}', language)}" for key in row.unmatched]
+    return say("comma", language).join(filter(None, [state_text(row.arm, language), *larger]))
 
 
-def _noise(findings: Findings) -> Iterator[str]:
+def _noise(findings: Findings, language: Language) -> Iterator[str]:
     floor, reference = findings.noise, findings.reference
     if floor is None or reference is None:
         return
-    yield (
-        f"{reference.arm.name} over {floor.n} seeds: {findings.metric} {number(floor.mean)}, "
-        f"sd {number(floor.sd)} [{number(floor.low)}, {number(floor.high)}]"
-    )
+    figures = {"mean": floor.mean, "sd": floor.sd, "low": floor.low, "high": floor.high}
+    told = {name: number(value) for name, value in figures.items()}
+    yield say("noise of", language, name=reference.arm.name, n=floor.n, metric=findings.metric, **told)
     seen = findings.smallest_visible()
     asked = [n for n in dict.fromkeys((floor.n, 2 * floor.n, 10, 20)) if n in seen and math.isfinite(seen[n])]
     if asked:
-        sizes = ", ".join(f"{number(seen[n])} with {n} seeds" for n in sorted(asked))
-        yield f"a true difference is found in 4 of 5 studies from {sizes} on"
+        sizes = [say("size with seeds", language, size=number(seen[n]), n=n) for n in sorted(asked)]
+        yield say("visible", language, sizes=say("comma", language).join(sizes))
 
 
-def _design(findings: Findings) -> Iterator[str]:
+def _design(findings: Findings, language: Language) -> Iterator[str]:
     study = findings.table.study
     if study.axes:
-        yield f"{study.design.get('name', designs.usual)}: " + "; ".join(
-            f"{a.key} = {', '.join(a.values)}" for a in study.axes
-        )
+        axes = "; ".join(f"{a.key} = {', '.join(a.values)}" for a in study.axes)
+        yield say("item", language, name=study.design.get("name", designs.usual), text=axes)
     if study.settings:
         yield " ".join(f"{key}={value}" for key, value in study.settings.items())
-    yield from (f"{row.arm.name}: {how}" for row in findings.rows if (how := matched(findings.table, row.arm)))
-    yield from (f"not told apart: {alias}" for alias in study.aliases)
+    for row in findings.rows:
+        if how := matched(findings.table, row.arm):
+            yield say("item", language, name=row.arm.name, text=own(how, language))
+    yield from (say("not told apart", language, alias=alias) for alias in study.aliases)
 
 
-def _lost(findings: Findings) -> Iterator[str]:
-    lost = (run for run in findings.table.runs if run.state in LOST)
-    return (f"{run.title} seed={run.seed}: {run.state}: {run.why}" for run in lost)
+def _lost(findings: Findings, language: Language) -> Iterator[str]:
+    for run in (run for run in findings.table.runs if run.state in LOST):
+        why = say("item", language, name=say(f"state {run.state}", language), text=own(run.why, language))
+        yield say("item", language, name=f"{run.title} seed={run.seed}", text=why)
 
 
-def _made_of(findings: Findings) -> Iterator[str]:
+def _made_of(findings: Findings, language: Language) -> Iterator[str]:
     """Provenance lines; a value that only some runs share says how many."""
-    told = provenance(findings.table.runs)
+    told, words = provenance(findings.table.runs), page_words(language)
     most = max((n for _, _, n in told), default=0)
-    return (f"{what}: {value}" + (f" ({n} runs)" if n < most else "") for what, value, n in told)
+    for what, value, n in told:
+        text = value if n == most else say("with runs", language, value=value, runs=say("in_runs", language, n=n))
+        yield say("item", language, name=words.get(what, what), text=text)
 
 
-def _answers(samples: Sequence[Mapping[str, str]]) -> list[str]:
+def _answers(samples: Sequence[Mapping[str, str]], language: Language) -> list[str]:
     """Each prompt with its answers before and after training, as indented text without markup."""
-    lines = ["", "## Answers before and after"] if samples else []
+    lines, words = _title("title samples", language)[:-1] if samples else [], page_words(language)
     for row in samples:
         for key, value in row.items():
-            lines += ["", f"{markdown(key)}:", "", *(f"    {line}" for line in lines_of(value).split("\n"))]
+            head = say("item", language, name=words.get(f"sample_{key}", key), text="").strip()
+            lines += ["", markdown(head), "", *(f"    {line}" for line in lines_of(value).split("\n"))]
     return lines

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ablatio.report.analysis.findings import Findings
 from ablatio.report.escape import csv_text
+from ablatio.report.words import Language, say
 
 HEAD = ("arm", "n", "mean", "sd", "shrunk_mean", "shrunk_sd", "probability_best")
 
@@ -21,7 +22,8 @@ def shrunk_csv(findings: Findings) -> str:
     return csv_text(HEAD, rows)
 
 
-def shrunk_in_words(findings: Findings) -> Iterator[str]:
+def shrunk_in_words(findings: Findings, language: Language = "en") -> Iterator[str]:
     """Each arm with its shrunk mean and its probability to be the best, the most probable first."""
     for name, found in sorted(findings.shrunk.items(), key=lambda item: -item[1].best):
-        yield f"{name}: {found.mean:.4f}, sd {found.sd:.4f}, best with probability {found.best:.2f}"
+        figures = {"mean": f"{found.mean:.4f}", "sd": f"{found.sd:.4f}", "best": f"{found.best:.2f}"}
+        yield say("shrunk", language, name=name, **figures)

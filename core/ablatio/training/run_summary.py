@@ -91,13 +91,21 @@ def _digits(x: float) -> str:
     return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"
 
 
-def side_by_side(samples: Sequence[Mapping[str, str]]) -> Table:
-    """Table of prompts with the answers before and after training; the expected answer under the prompt."""
+def side_by_side(samples: Sequence[Mapping[str, str]], names: Mapping[str, str] | None = None) -> Table:
+    """Table of prompts with the answers before and after training; the expected answer under the prompt.
+
+    names  other words for `prompt`, `before`, `after` and what else stands in a row
+    """
+    named = {} if names is None else names
     table = Table(show_lines=True, expand=True, header_style="dim")
     for column in ("prompt", "before", "after"):
-        table.add_column(column, ratio=1, overflow="fold")
+        table.add_column(named.get(column, column), ratio=1, overflow="fold")
     for row in samples:
-        more = [f"[dim]{key}:[/] {_printable(v)}" for key, v in row.items() if key not in ("prompt", "before", "after")]
+        more = [
+            f"[dim]{named.get(key, key)}:[/] {_printable(v)}"
+            for key, v in row.items()
+            if key not in ("prompt", "before", "after")
+        ]
         prompt = "\n\n".join([_printable(row.get("prompt", "")), *more])
         table.add_row(prompt, *(_printable(row.get(when, "")) for when in ("before", "after")))
     return table

@@ -10,10 +10,7 @@ from ablatio.report.analysis.findings import Findings
 from ablatio.report.read.notes import note
 from ablatio.report.read.run import Run, inner, object_in
 
-TOKENIZERS = ("arm", "tokenizer", "ids", "bytes per token", "tokens per word", "MB/s", "MB of text read")
-FILTERS = ("arm", "source", "filter", "documents", "kept", "changed", "characters removed", "why")
-EXAMPLES = ("arm", "filter", "document", "why", "text")
-SOURCES = ("arm", "source", "share", "asked", "standard error", "tokens", "epochs", "bits per byte")
+EXAMPLES = ("dropped", "changed")  # what a filter did to a document
 COUNTS = ("documents", "tokens", "bytes", "words")
 SPLITS = ("train", "validation")
 _MOST = 200  # rows of a table
@@ -21,7 +18,7 @@ _REASONS = 6  # of a filter
 
 
 def data_tables(findings: Findings) -> dict[str, list[Sequence[str]]]:
-    """Rows of cells for each table, from the first finished run of each arm.
+    """Rows of cells under `words.heads` for each table, from the first finished run of each arm.
 
     tokenizers                  if arms have different ones
     filters, examples, sources  what filters dropped, with examples; what a mixture drew
@@ -79,7 +76,8 @@ def _example_cells(arm: str, stage: Mapping[str, Any]) -> Iterator[Sequence[str]
     for example in examples if isinstance(examples, list) else ():
         if isinstance(example, Mapping):
             said = [str(example.get(key, "")) for key in ("id", "why", "text")]
-            yield (arm, f"{stage.get('filter', '')}, {example.get('what', '')}", *said)
+            name, what = str(stage.get("filter", "")), str(example.get("what", ""))
+            yield (arm, note(what, filter=name) if what in EXAMPLES else f"{name}, {what}", *said)
 
 
 def _source_cells(arm: str, name: str, drawn: Mapping[str, Any], summary: Mapping[str, Any]) -> Sequence[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ablatio.report.analysis.study_effects import StudyEffects, fitted_effects
 from ablatio.report.analysis.verdict import Language, Verdict
 from ablatio.report.numbers import p_said
+from ablatio.report.statistics.explanations import TIED, Alternative
 from ablatio.report.statistics.screening import Contrast
 
 __all__ = ["WORDS", "effects_verdict", "fitted_effects"]
@@ -152,15 +153,15 @@ class _Speaker:
     def shared(self, names: Sequence[str]) -> tuple[str, list[str]]:
         """(interaction that explains most of these effects best, others that explain some as well and as simply)."""
         total: dict[str, float] = {}
-        for name in names:
-            for other in self.found.instead(name):
+        each = [{a.name: a for a in self.found.instead(name)} for name in names]
+        for known in each:
+            for other in known.values():
                 total[other.name] = total.get(other.name, 0.0) + 1 + min(1.0, other.ratio / 1000)
-        best = max(total, key=lambda n: total[n])
-        return best, [n for n in total if n != best and any(self.rivals(name, best, n) for name in names)]
+        best = max(total, key=lambda n: round(total[n], TIED))
+        return best, [n for n in total if n != best and any(self.rivals(known, best, n) for known in each)]
 
-    def rivals(self, effect: str, best: str, other: str) -> bool:
+    def rivals(self, known: Mapping[str, Alternative], best: str, other: str) -> bool:
         """True if the other interaction explains an effect about as well as the best one, with no more terms."""
-        known = {a.name: a for a in self.found.instead(effect)}
         if best not in known or other not in known:
             return False
         return known[other].ratio >= self.found.least * known[best].ratio and known[other].terms <= known[best].terms

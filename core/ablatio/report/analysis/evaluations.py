@@ -15,15 +15,9 @@ from ablatio.report.analysis.findings import Findings
 from ablatio.report.analysis.item_comparison import t_interval
 from ablatio.report.numbers import p_cell
 from ablatio.report.read.run import Run
+from ablatio.report.words import Language, heads, say
 from ablatio.training.evaluation.items_file import read_items
 
-HEAD = ("measure", "arm", "value", "difference to the reference", "95 % interval", "p", "items")
-CAPTION = (
-    "± is the standard error over the choice of items (with their clusters), in one run.  Differences are paired: the "
-    "mean over the items of the difference of their values, each the mean over the seeds that both arms have; interval "
-    "and p (t-test on clusters) are for the choice of items, not for the choice of seeds, and not corrected for the "
-    "number of measures.  The reference is the baseline or, without one, the first arm."
-)
 ANSWERED, SHOWN = 4, 3  # arms, and items of each evaluation, whose generated answers are shown
 Values = Mapping[tuple[str, str, str], tuple[str, Mapping[str, float]]]  # (eval, id, digest) -> cluster, values
 
@@ -45,10 +39,18 @@ class EvaluationRow:
 
     @property
     def cells(self) -> tuple[str, ...]:
+        """The row in English, as text."""
+        return self.cells_in("en")
+
+    def cells_in(self, language: Language) -> tuple[str, ...]:
         """The row as text."""
         value = _number(self.value) + (f" ± {_number(self.error)}" if math.isfinite(self.error) else "")
         interval = f"[{self.low:+.3g}, {self.high:+.3g}]" if math.isfinite(self.low) else ""
-        apart = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "reference" * self.reference
+        apart = (
+            f"{self.difference:+.3g}"
+            if math.isfinite(self.difference)
+            else say("cell_reference", language) * self.reference
+        )
         return self.measure, self.arm, value, apart, interval, p_cell(self.p), str(self.items)
 
 
@@ -71,7 +73,7 @@ def evaluation_rows(found: Findings) -> list[EvaluationRow]:
     ]
 
 
-def answer_rows(found: Findings) -> list[tuple[str, ...]]:
+def answer_rows(found: Findings, language: Language = "en") -> list[tuple[str, ...]]:
     """Generated answers side by side: a head with the names of arms, then items on which their first runs differ.
 
     The first ANSWERED arms with answers are shown, with the first SHOWN items of each evaluation.
@@ -91,7 +93,7 @@ def answer_rows(found: Findings) -> list[tuple[str, ...]]:
         if len(said) == len(arms) and len(set(said)) > 1 and shown.get(key[0], 0) < SHOWN:
             shown[key[0]] = shown.get(key[0], 0) + 1
             rows.append((f"{key[0]} {key[1]}", str(item.get("prompt", "")), str(item.get("target", "")), *said))
-    return [("item", "prompt", "expected", *arms), *rows] if rows else []
+    return [(*heads("answers", language), *arms), *rows] if rows else []
 
 
 def _done(arm: Arm) -> list[Run]:

@@ -44,7 +44,6 @@ from ablatio.sweep.study import Study, design_facts, label_of
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last part of their name
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": "", "hsu": "closed testing"}
-STAR = "of one comparison alone; that for all comparisons together contains 0"  # of an interval with this mark
 SHRUNK = 4  # arms from which their means are shrunk
 Notes = list[tuple[str, Mapping[str, object]]]  # keys of the verdict's texts, with their values
 
@@ -173,26 +172,6 @@ class Findings:
         """Number of the first sentences of `said` that are on effects of settings; 0 if the arms come first."""
         words = self.verdicts.get("en")
         return 1 + len(self.rules.get("en", ())) + len(words.effects) if words and words.effects else 0
-
-    @property
-    def caption(self) -> str:
-        """Caption of the table: how differences are paired, their intervals, correction and direction."""
-        if self.comparison is None or not self.comparison.pairs:
-            return ""
-        if self.comparison.best is not None:
-            return (
-                f"Differences are paired by seed, to the best of the other arms (Hsu 1984), with intervals that hold "
-                f"together; p after closed testing; {self.metric}, "
-                f"{'lower' if self.better == 'low' else 'higher'} is better."
-            )
-        star = f" (*: {STAR})" if any(p.corrected for p in self.comparison.pairs) else ""
-        against = "the baseline" if self.comparison.baseline else "every other arm"
-        corrected = CORRECTIONS[self.comparison.correction]
-        return (
-            f"Differences are paired by seed, against {against}, with 95 % intervals{star}; "
-            f"p {f'after {corrected}' if corrected else 'not corrected'}; {self.metric}, "
-            f"{'lower' if self.better == 'low' else 'higher'} is better."
-        )
 
 
 def find(

@@ -10,6 +10,7 @@ from typing import Any
 from ablatio.report.analysis.arms import Arm
 from ablatio.report.analysis.findings import Findings
 from ablatio.report.read.run import Run
+from ablatio.report.words import Language, say
 
 KL, REWARD, GOLD = "val/kl", "val/reward", "val/gold"
 KIND = "alignment"  # numeric knobs of this kind are points of one line
@@ -83,14 +84,15 @@ def _at(kl: float, points: Sequence[Point]) -> float | None:
     return next((value for place, value in known if place == x), None)
 
 
-def in_words(made: Mapping[str, Any] | None) -> str:
+def in_words(made: Mapping[str, Any] | None, language: Language = "en") -> str:
     """Describe the scores at equal KL in one sentence; empty if there are none."""
     equal = made and made["equal"]
     if not made or not equal:
         return ""
     told = (f"{name} {mean:.2f}{'' if sd is None else f' ± {sd:.2f}'}" for name, mean, sd, _ in equal["methods"])
-    what = "gold" if made["gold"] else "reward"
-    return f"At {equal['kl']:.3g} nats, which all methods reach, {what}: {', '.join(told)} (mean and sd over seeds)."
+    what = say("frontier_gold" if made["gold"] else "frontier_reward", language)
+    listed = say("comma", language).join(told)
+    return say("frontier_equal", language, kl=f"{equal['kl']:.3g}", what=what, list=listed)
 
 
 def series(arm: Arm) -> str:

@@ -10,19 +10,7 @@ from ablatio.report.analysis.scaling_verdict import families
 from ablatio.report.read.run import Run, terms_of
 from ablatio.report.read.table import Table
 from ablatio.report.statistics.signal_noise import LAST, ScoreQuality, score_quality
-
-HEAD = (
-    "score", "signal", "sd of seeds", "signal / seeds", f"sd of last {LAST}", "signal / last", "monotone",
-    "ranks stable", "order at half",
-)  # fmt: skip
-CAPTION = (
-    "Signal: largest difference between two arms. sd of seeds: of a run, without the shift that all arms share in a "
-    f"seed; sd of last {LAST}: of the last {LAST} validations around their trend. Monotone: rank correlation with the "
-    "steps, 1 is always improving. Ranks stable: Kendall's tau of the order of the arms with that at the end, over the "
-    "second half. "
-    "Order at half: share of pairs ordered at half of the training as at its end. Compare arms by a score with a high "
-    "signal / seeds (arXiv:2508.13144)."
-)
+from ablatio.report.words import Language, say
 
 
 def score_qualities(table: Table) -> dict[str, ScoreQuality]:
@@ -69,6 +57,11 @@ def quality_cells(found: Mapping[str, ScoreQuality]) -> list[tuple[str, ...]]:
         )
         for name, q in found.items()
     ]  # fmt: skip
+
+
+def quality_caption(language: Language = "en") -> str:
+    """What the columns under `heads("signal")` mean."""
+    return say("signal text", language, last=LAST)
 
 
 def _known(value: float) -> float:

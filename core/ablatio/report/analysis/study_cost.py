@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ablatio.report.numbers import short
 from ablatio.report.read.table import Table
+from ablatio.report.words import Language, say
 from ablatio.sweep.durations import duration
 
 
@@ -21,18 +22,24 @@ def study_cost(table: Table) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cost_sentences(table: Table) -> Iterator[str]:
+def cost_sentences(table: Table, language: Language = "en") -> Iterator[str]:
     """`15 runs planned: 13 done, 2 failed`; `1.2 h of computing, 3.07 M tokens, 4.1 TFLOP, 3.2 GB at most`."""
-    cost, states = study_cost(table), table.count()
-    trials = f", {cost['trials']} of them trials" if cost["trials"] else ""
-    refused = f"; {len(table.refused)} refused before the start" if table.refused else ""
-    counts = ", ".join(f"{n} {state}" for state, n in states.items())
-    yield f"{cost['runs']} runs planned{trials}: {counts}{refused}" if counts else f"no run planned{refused}"
-    spent = [
-        f"{duration(cost['seconds'])} of computing" if cost["seconds"] else "",
-        f"{short(cost['tokens'], 3)} tokens" if cost["tokens"] else "",
-        f"{short(cost['flops'], 3)}FLOP" if cost["flops"] else "",
-        f"{short(cost['memory'], 3)}B of memory at most" if cost["memory"] else "",
-    ]
-    if any(spent):
-        yield ", ".join(filter(None, spent)) + ", failed runs included"
+    cost, states, comma = study_cost(table), table.count(), say("comma", language)
+    trials = say("trials among", language, n=cost["trials"]) if cost["trials"] else ""
+    refused = say("refused before", language, n=len(table.refused)) if table.refused else ""
+    counts = comma.join(counted(states, language))
+    key = "runs planned" if counts else "no run planned"
+    yield say(key, language, n=cost["runs"], trials=trials, counts=counts, refused=refused)
+    amounts = {
+        "computing": duration(cost["seconds"]) if cost["seconds"] else "",
+        "tokens spent": short(cost["tokens"], 3) if cost["tokens"] else "",
+        "flop spent": short(cost["flops"], 3) if cost["flops"] else "",
+        "most memory": short(cost["memory"], 3) if cost["memory"] else "",
+    }
+    if spent := [say(key, language, x=x) for key, x in amounts.items() if x]:
+        yield say("spent", language, spent=comma.join(spent))
+
+
+def counted(states: Mapping[str, int], language: Language = "en") -> list[str]:
+    """`13 done`, `2 failed`: numbers of runs by state."""
+    return [say("amount of state", language, n=n, state=say(f"state {state}", language)) for state, n in states.items()]

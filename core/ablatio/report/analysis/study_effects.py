@@ -58,7 +58,8 @@ class StudyEffects:
 
     def instead(self, name: str) -> list[Alternative]:
         """Interactions that explain the data about as well without this effect."""
-        return [a for a in self.alternatives.get(name, ()) if a.ratio >= self.least]
+        least = self.least
+        return [a for a in self.alternatives.get(name, ()) if a.ratio >= least]
 
     @property
     def least(self) -> float:
@@ -96,7 +97,7 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
         )  # fmt: skip
     except ValueError:
         return None
-    if not model.fitted:
+    if not model.layout.fitted:
         return None
     return _tested(model, table, metric)
 

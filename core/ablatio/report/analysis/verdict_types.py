@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ablatio.report.statistics import Pair
+from ablatio.report.words import LANGUAGES, Language
+
+__all__ = ["LANGUAGES", "ArmFacts", "Kind", "Language", "Sentence", "Verdict"]
 
 Kind = Literal["resolved", "not resolved", "equal", "not testable"]
-Language = Literal["en", "zh"]
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 
 @dataclass(frozen=True, slots=True)

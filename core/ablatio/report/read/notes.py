@@ -66,6 +66,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "other steps": "{path} has {steps} steps, and {config} asks for {asked}",
         "other curve": "{path} has {name} {a}, and {metrics} has {b} at step {steps}",
         "more reasons": "{told} and {n} more",
+        "dropped": "{filter}, dropped",
+        "changed": "{filter}, changed",
     },
     "zh": {
         "axes from jobs": "{error}；坐标轴取自各任务",
@@ -103,5 +105,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "other steps": "{path} 有 {steps} 步，而 {config} 要求 {asked} 步",
         "other curve": "{path} 的 {name} 为 {a}，而 {metrics} 在第 {steps} 步为 {b}",
         "more reasons": "{told} 等，另有 {n} 种",
+        "dropped": "{filter}，去掉",
+        "changed": "{filter}，改动",
     },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import cached_property, lru_cache, reduce
 from itertools import combinations, pairwise, product
 from typing import Any
 
@@ -37,33 +37,43 @@ class Columns:
         return " x ".join(self.factors)
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Runs with a score, and the columns of their least-squares fit.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The columns of a fit, without any score; equal only to itself, so that what follows from it can be cached.
 
-    arms      settings of each run
-    y         (runs,) scores
     nuisance  (runs, seeds) columns of the mean and the seeds
     known     main effects and all two-way interactions, estimable or not
     fitted    the terms that are estimated together
     """
 
-    arms: Sequence[Mapping[str, str]]
-    y: Array
     nuisance: Array
     known: Sequence[Columns]
     fitted: Sequence[Columns]
 
-    @property
+    @cached_property
     def design(self) -> Array:
         """(runs, columns) of mean, seeds and fitted terms."""
         return np.hstack([self.nuisance, *(t.values for t in self.fitted)])
 
-    @property
+    @cached_property
     def slices(self) -> list[slice]:
         """Columns of the design that belong to each fitted term."""
         ends = np.cumsum([self.nuisance.shape[1], *(t.values.shape[1] for t in self.fitted)])
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Runs with a score, and the columns of their least-squares fit.
+
+    arms    settings of each run
+    y       (runs,) scores
+    layout  runs with equal settings and seeds share it
+    """
+
+    arms: Sequence[Mapping[str, str]]
+    y: Array
+    layout: Layout
 
 
 def model_of(
@@ -89,21 +99,22 @@ def model_of(
         raise ValueError(f"effects need two runs or more that did not diverge; {len(kept)} came")
     rows = tuple(tuple(arms[i].items()) for i in kept)
     order = tuple((key, tuple(names)) for key, names in (levels or {}).items())
-    columns = _columns(rows, tuple(seeds[i] for i in kept), order, interactions)
-    return Model([arms[i] for i in kept], np.array([values[i] for i in kept], dtype=np.float64), *columns)
+    layout = _layout(rows, tuple(seeds[i] for i in kept), order, interactions)
+    return Model([arms[i] for i in kept], np.array([values[i] for i in kept], dtype=np.float64), layout)
 
 
 @lru_cache(maxsize=4)
-def _columns(
+def _layout(
     rows: tuple[tuple[tuple[str, str], ...], ...],
     seeds: tuple[int, ...],
     levels: tuple[tuple[str, tuple[str, ...]], ...],
     interactions: bool,
-) -> tuple[Array, list[Columns], list[Columns]]:
-    """(nuisance, known, fitted) of a model; they depend on the design alone, so simulations compute them once."""
+) -> Layout:
+    """Columns of a model; they depend on the design alone, so simulations compute them once."""
     nuisance = block(seeds)
     known = terms([dict(row) for row in rows], nuisance, 2, dict(levels))
-    return nuisance, known, told_apart(known if interactions else [t for t in known if len(t.factors) == 1], nuisance)
+    chosen = known if interactions else [t for t in known if len(t.factors) == 1]
+    return Layout(nuisance, known, told_apart(chosen, nuisance))
 
 
 def told_apart(known: Sequence[Columns], nuisance: Array) -> list[Columns]:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from ablatio.report.statistics.contrasts import EXACT, Columns, Model, cosine, model_of
+from ablatio.report.statistics.contrasts import EXACT, Columns, Layout, Model, cosine, model_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -87,25 +88,45 @@ def effects(
 
 def fit(model: Model, runs: int | None = None) -> Factors:
     """Fit a model by least squares.  runs: number of runs including the diverged ones, which it leaves out."""
-    y, design = model.y, model.design
-    inverse: Array = np.linalg.inv(design.T @ design)
-    beta: Array = np.linalg.lstsq(design, y)[0]
-    df = len(y) - design.shape[1]
-    sd = math.sqrt(float(((y - design @ beta) ** 2).sum()) / df) if df else math.nan
+    y, layout = model.y, model.layout
+    inverse, shared = _inverse(layout), _shared(layout)
+    beta: Array = np.linalg.lstsq(layout.design, y)[0]
+    df = len(y) - layout.design.shape[1]
+    sd = math.sqrt(float(((y - layout.design @ beta) ** 2).sum()) / df) if df else math.nan
     found = [
-        _term(term, model.known, beta[here], inverse[here, here], sd, df)
-        for term, here in zip(model.fitted, model.slices, strict=True)
+        _term(term, shared[term.name], beta[here], inverse[here, here], sd, df)
+        for term, here in zip(layout.fitted, layout.slices, strict=True)
     ]
     named = {n for t in found for n in (t.name, *t.aliases)}
-    everything = dict.fromkeys(k for arm in model.arms for k in arm if len({a.get(k) for a in model.arms}) > 1)
-    left_out = [n for n in (*everything, *(t.name for t in model.known)) if n not in named]
+    first = model.arms[0]
+    everything = dict.fromkeys(k for arm in model.arms for k in arm)
+    varied = [k for k in everything if any(arm.get(k) != first.get(k) for arm in model.arms)]
+    left_out = [n for n in (*varied, *(t.name for t in layout.known)) if n not in named]
     return Factors(
-        float(beta[0]), sd, df, tuple(found), tuple(dict.fromkeys(left_out)), tuple(_contrasts(model.fitted, y)),
+        float(beta[0]), sd, df, tuple(found), tuple(dict.fromkeys(left_out)), tuple(_contrasts(layout.fitted, y)),
         0 if runs is None else runs - len(y),
     )  # fmt: skip
 
 
-def _term(term: Columns, known: Sequence[Columns], beta: Array, inverse: Array, sd: float, df: int) -> Term:
+@lru_cache(maxsize=4)
+def _inverse(layout: Layout) -> Array:
+    return np.asarray(np.linalg.inv(layout.design.T @ layout.design))
+
+
+@lru_cache(maxsize=4)
+def _shared(layout: Layout) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Fitted term -> (effects that the design cannot tell from it, effects that it partly shares)."""
+    found = {}
+    for term in layout.fitted:
+        shared = {other.name: cosine(term, other) for other in layout.known if other is not term}
+        aliases = tuple(n for n, c in shared.items() if c > 1 - EXACT)
+        found[term.name] = aliases, tuple(n for n, c in shared.items() if EXACT <= c <= 1 - EXACT)
+    return found
+
+
+def _term(
+    term: Columns, shared: tuple[tuple[str, ...], tuple[str, ...]], beta: Array, inverse: Array, sd: float, df: int
+) -> Term:
     values = term.contrast @ beta
     reach, p = np.full(len(values), math.nan), math.nan
     if df:
@@ -118,9 +139,7 @@ def _term(term: Columns, known: Sequence[Columns], beta: Array, inverse: Array, 
         Effect(level, float(v), float(v - r), float(v + r))
         for level, v, r in zip(term.levels, values, reach, strict=True)
     )
-    shared = {other.name: cosine(term, other) for other in known if other is not term}
-    aliases = tuple(n for n, c in shared.items() if c > 1 - EXACT)
-    return Term(term.factors, found, p, aliases, tuple(n for n, c in shared.items() if EXACT <= c <= 1 - EXACT))
+    return Term(term.factors, found, p, *shared)
 
 
 def _contrasts(fitted: Sequence[Columns], y: Array) -> list[tuple[str, float]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from ablatio.report.statistics.contrasts import EXACT, Columns, Model, orthonormal
+from ablatio.report.statistics.contrasts import EXACT, Columns, Layout, Model, orthonormal
 from ablatio.report.statistics.effects import Factors
 
 Array = NDArray[np.floating[Any]]
@@ -86,12 +86,11 @@ def screen(model: Model) -> Screen:
     Sources: Hothorn, Bretz and Westfall 2008, doi:10.1002/bimj.200810425; Lenth 1989, doi:10.2307/1269997; critical
     values of Lenth's method by simulation: Ye and Hamada 2000, doi:10.1080/00224065.2000.11979971.
     """
-    named = [*_contrasts(model)]
+    named = _contrasts(model.layout)
     scale: Literal["residual", "lenth", "none"] = "residual"
     sd, df = spread_between_equal_arms(model)
-    space: Array | None = None
     if df < REPLICATED:
-        space = _orthonormal_contrasts(model)
+        space = _orthonormal_contrasts(model.layout)
         scale, df, sd = "lenth", math.nan, float(pseudo_standard_error((model.y @ space)[None])[0])
     rounding = EXACT * max(1.0, float(np.abs(model.y).max()))
     if not named or not sd > rounding:
@@ -99,11 +98,8 @@ def screen(model: Model) -> Screen:
             Contrast(*name, float(w @ model.y), math.nan, math.nan, math.nan, separate) for name, w, separate in named
         )
         return Screen(blank, "none", math.nan, math.nan, math.nan, math.nan)
-    weights = np.array([w for _, w, _ in named])
-    lengths = np.linalg.norm(weights, axis=1)
-    unit = weights / lengths[:, None]
-    # With replicates only the inner products of the contrasts matter: fewer columns, fewer draws.
-    largest = null_maxima(_compressed(unit) if space is None else unit @ space, df)
+    lengths, rows = _unit_rows(model.layout, scale == "lenth")
+    largest = null_maxima(rows, df)
     critical = float(np.quantile(largest, LEVEL))
     found = []
     for (name, w, separate), length in zip(named, lengths, strict=True):
@@ -129,7 +125,7 @@ def spread_between_equal_arms(model: Model) -> tuple[float, float]:
     """(standard deviation between runs of equal arms, its degrees of freedom), differences between seeds taken out."""
     numbers: dict[tuple[tuple[str, str], ...], int] = {}
     arm = np.array([numbers.setdefault(tuple(sorted(a.items())), len(numbers)) for a in model.arms])
-    columns = np.column_stack([model.y, model.nuisance[:, 1:]])
+    columns = np.column_stack([model.y, model.layout.nuisance[:, 1:]])
     means = np.zeros((len(numbers), columns.shape[1]))
     np.add.at(means, arm, columns)
     left = columns - (means / np.bincount(arm)[:, None])[arm]  # what differs within an arm
@@ -167,22 +163,35 @@ def _null_maxima(weights: bytes, shape: tuple[int, int], df: float) -> Array:
 Name = tuple[tuple[str, ...], Kind, tuple[tuple[str, ...], ...]]
 
 
-def _contrasts(model: Model) -> Iterator[tuple[Name, Array, bool]]:
-    """Yield (name, weights of the runs, can be told from all other effects) of each tested contrast."""
-    solve = np.linalg.pinv(model.design)
-    for term, here in zip(model.fitted, model.slices, strict=True):
+@functools.lru_cache(maxsize=4)
+def _contrasts(layout: Layout) -> list[tuple[Name, Array, bool]]:
+    """(name, weights of the runs, can be told from all other effects) of each tested contrast."""
+    found = []
+    solve = np.linalg.pinv(layout.design)
+    for term, here in zip(layout.fitted, layout.slices, strict=True):
         for name, combination in _named(term):
-            yield name, combination @ term.contrast @ solve[here], True
-    fitted = {term.name for term in model.fitted}
-    for term in model.known:  # interactions that cannot be told from one another: each as if it were the only one
+            found.append((name, combination @ term.contrast @ solve[here], True))
+    fitted = {term.name for term in layout.fitted}
+    for term in layout.known:  # interactions that cannot be told from one another: each as if it were the only one
         if term.name in fitted or term.values.shape[1] > 1:
             continue
-        left = orthonormal(term.values, model.design)
+        left = orthonormal(term.values, layout.design)
         # Less than a tenth of the column is its own: the estimate would be ten times as noisy as the others.
-        if left.shape[1] and float(np.linalg.norm(left.T @ term.values)) > 0.1 * math.sqrt(len(model.y)):
-            solved = np.linalg.pinv(np.hstack([model.design, term.values]))[-1:]
+        if left.shape[1] and float(np.linalg.norm(left.T @ term.values)) > 0.1 * math.sqrt(len(layout.design)):
+            solved = np.linalg.pinv(np.hstack([layout.design, term.values]))[-1:]
             for name, combination in _named(term):
-                yield name, combination @ term.contrast @ solved, False
+                found.append((name, combination @ term.contrast @ solved, False))
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _unit_rows(layout: Layout, lenth: bool) -> tuple[Array, Array]:
+    """Lengths of the contrasts' weights, and the weights with length 1 in the columns that `null_maxima` draws."""
+    weights = np.array([w for _, w, _ in _contrasts(layout)])
+    lengths = np.linalg.norm(weights, axis=1)
+    unit = weights / lengths[:, None]
+    # With replicates only the inner products of the contrasts matter: fewer columns, fewer draws.
+    return lengths, unit @ _orthonormal_contrasts(layout) if lenth else _compressed(unit)
 
 
 def _named(term: Columns) -> Iterator[tuple[Name, Array]]:
@@ -200,13 +209,14 @@ def _named(term: Columns) -> Iterator[tuple[Name, Array]]:
             yield (term.factors, "cell", tuple((level,) for level in levels)), unit[i]
 
 
-def _orthonormal_contrasts(model: Model) -> Array:
+@functools.lru_cache(maxsize=4)
+def _orthonormal_contrasts(layout: Layout) -> Array:
     """(n, n - seeds) orthonormal contrasts: those of each fitted term in turn, then those of the residual."""
-    left, found = model.nuisance, []
-    for term in model.fitted:
+    left, found = layout.nuisance, []
+    for term in layout.fitted:
         found.append(orthonormal(term.values, left))
         left = np.hstack([left, term.values])
-    return np.hstack([*found, orthonormal(np.eye(len(model.y)), left)])
+    return np.hstack([*found, orthonormal(np.eye(len(left)), left)])
 
 
 def _compressed(rows: Array) -> Array:

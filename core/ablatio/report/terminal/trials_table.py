@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablatio.report.analysis.search import Search
 from ablatio.report.escape import terminal
+from ablatio.report.words import Language, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,10 +16,10 @@ SHOWN = 5  # trials in the terminal; report.md has LISTED, the page all
 LISTED = 10
 
 
-def trial_cells(search: Search, most: int) -> list[tuple[str, ...]]:
+def trial_cells(search: Search, most: int, language: Language = "en") -> list[tuple[str, ...]]:
     """Head, then one row per trial: its score, its settings, and the mean of its final runs if there are any."""
     finals = any(t.final is not None for t in search.trials)
-    head = [search.metric, *(k.name for k in search.knobs), *(["final mean", "n"] if finals else [])]
+    head = [search.metric, *(k.name for k in search.knobs), *([say("final_mean", language), "n"] if finals else [])]
     rows = [tuple(head)]
     for trial in [t for t in search.trials if t.score is not None][:most]:
         last = ["" if trial.final is None else f"{trial.final:.4f}", str(trial.runs or "")] if finals else []
@@ -26,13 +27,13 @@ def trial_cells(search: Search, most: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def show_search(console: Console, search: Search) -> None:
+def show_search(console: Console, search: Search, language: Language = "en") -> None:
     """Print the best trials and what is known about the settings."""
     from rich.table import Table as Grid
 
-    head, *rows = trial_cells(search, SHOWN)
+    head, *rows = trial_cells(search, SHOWN, language)
     if rows:
-        console.print(f"[bold]Best trials[/] of {len(search.trials)}", highlight=False)
+        console.print(f"[bold]{say('best trials', language, n=len(search.trials))}[/]", highlight=False)
         grid = Grid(box=None, pad_edge=False)
         words = {k.name for k in search.knobs if k.scale == "words"}
         for name in head:
@@ -40,7 +41,7 @@ def show_search(console: Console, search: Search) -> None:
         for row in rows:
             grid.add_row(*map(terminal, row))
         console.print(grid)
-    _say(console, search.said())
+    _say(console, search.said(language))
 
 
 def _say(console: Console, sentences: Sequence[str]) -> None:

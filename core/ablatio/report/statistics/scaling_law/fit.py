@@ -11,6 +11,7 @@ benchmarks/validity_scaling.py measures the coverage.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ TAILS = (2.5, 97.5)
 Place = Mapping[str, float]  # column -> value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fit:
     """A fitted law.
 
@@ -56,7 +57,7 @@ class Fit:
 
     def interval(self, of: Callable[[dict[str, float]], float]) -> tuple[float, float]:
         """95 % interval of a number computed from the coefficients; nan without draws."""
-        return _percentiles([of(self.form.natural(w)) for w in self.draws])
+        return _percentiles([of(coefficients) for coefficients in self._drawn])
 
     def coefficient_interval(self, name: str) -> tuple[float, float]:
         """95 % interval of one coefficient; nan without draws."""
@@ -76,6 +77,11 @@ class Fit:
         spread = np.sqrt((self.scales**2 + self.seed_noise**2) / runs)
         noise = np.random.default_rng(seed).normal(0, spread)
         return self._widened(middle + noise, place, self._seeds + 1 / runs)
+
+    @cached_property
+    def _drawn(self) -> list[dict[str, float]]:
+        """Coefficients of each draw as the paper writes them."""
+        return [self.form.natural(w) for w in self.draws]
 
     @property
     def _seeds(self) -> float:
@@ -121,7 +127,7 @@ def fit_form(
     w = minimum(form, x, z)
     fitted, target = form.log_loss(w, x), form.target(z)
     residuals = target - fitted
-    noise, shared, blocks = _spread(residuals, p, seeds)
+    noise, shared, blocks = _spread(_own(residuals, form.slopes(w[None], x)[0]), p, seeds)
     rng = np.random.default_rng(seed)
     scales = _drawn(*noise, draws, rng)
     made: Array = np.zeros((0, p))
@@ -131,6 +137,17 @@ def fit_form(
         made = refit(form, x, fitted + errors, w)
     reach = {name: (float(v.min()), float(v.max())) for name, v in x.items()}
     return Fit(form, w, residuals.tolist(), made, noise[0], shared[0], scales, (noise[1], shared[1]), reach)
+
+
+def _own(residuals: Array, slopes: Array) -> Array:
+    """Residuals of a least-squares fit near by: what no change of the coefficients explains.
+
+    The residuals of Huber's fit are larger, as it is nearly a median regression: by 10 % in variance with 16 runs and
+    5 coefficients, and by 5 % with 27 runs.
+    """
+    slopes = np.nan_to_num(slopes)
+    scale = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+    return np.asarray(residuals - slopes / scale @ np.linalg.lstsq(slopes / scale, residuals)[0])
 
 
 def _spread(residuals: Array, p: int, seeds: Sequence[int]) -> tuple[tuple[float, int], tuple[float, int], Any]:

@@ -24,6 +24,7 @@ class Form(Protocol):
     names       coefficients, in the order of the vector w; `log_loss` may store their logs
     formula     as text; paper: its source
     log_loss    w (..., p) and columns of n runs -> predicted log loss (..., n)
+    slopes      derivatives of log_loss by w: (b, p) -> (b, n, p)
     starts      vectors from which the fit begins
     natural     w (p,) -> coefficients as the paper writes them
     target      losses -> what `log_loss` predicts: their logs; score: back
@@ -48,6 +49,10 @@ class Form(Protocol):
         """Predicted log losses."""
         ...
 
+    def slopes(self, w: Array, x: Columns) -> Array:
+        """Derivatives of the predicted log losses by w."""
+        ...
+
     def starts(self, x: Columns, z: Array) -> Sequence[Array]:
         """Vectors from which the fit begins."""
         ...
@@ -65,7 +70,22 @@ class Form(Protocol):
         ...
 
 
-class LogForm:
+class NumericForm:
+    """Base of all forms: slopes by central differences, for those without formulas of their own."""
+
+    __slots__ = ()
+
+    def log_loss(self, w: Array, x: Columns) -> Array:
+        """Predicted log losses."""
+        raise NotImplementedError
+
+    def slopes(self, w: Array, x: Columns) -> Array:
+        """Derivatives of the predicted log losses by w: (b, p) -> (b, n, p)."""
+        steps = STEP * np.eye(w.shape[1])
+        return np.stack([(self.log_loss(w + h, x) - self.log_loss(w - h, x)) / (2 * STEP) for h in steps], -1)
+
+
+class LogForm(NumericForm):
     """Base of the forms that are fitted to log losses."""
 
     __slots__ = ()
@@ -91,7 +111,7 @@ def minimum(form: Form, x: Columns, z: Array, tolerance: float = 1e-14) -> Array
         return np.asarray(np.clip(error, -FARTHEST, FARTHEST))
 
     def differences(w: Array) -> Array:
-        return np.asarray(np.nan_to_num(slopes(form, w[None], x)[0]))
+        return np.asarray(np.nan_to_num(form.slopes(w[None], x)[0]))
 
     with np.errstate(all="ignore"):  # a trial step may overflow; it is then not taken
         tried = [
@@ -100,16 +120,6 @@ def minimum(form: Form, x: Columns, z: Array, tolerance: float = 1e-14) -> Array
             for w in form.starts(x, z)
         ]
     return np.asarray(min(tried, key=lambda result: float(result.cost)).x)
-
-
-def slopes(form: Form, w: Array, x: Columns) -> Array:
-    """Derivatives of the predicted log losses by w: (b, p) -> (b, n, p), by central differences."""
-    columns = []
-    for j in range(w.shape[1]):
-        h = np.zeros(w.shape[1])
-        h[j] = STEP
-        columns.append((form.log_loss(w + h, x) - form.log_loss(w - h, x)) / (2 * STEP))
-    return np.stack(columns, -1)
 
 
 def refit(form: Form, x: Columns, targets: Array, start: Array) -> Array:
@@ -142,10 +152,10 @@ def refit(form: Form, x: Columns, targets: Array, start: Array) -> Array:
 
 def _step(form: Form, x: Columns, w: Array, error: Array, damping: Array) -> Array:
     """One damped step of each set."""
-    slope = slopes(form, w, x)
+    slope = form.slopes(w, x)
     weighted = slope * np.minimum(1, DELTA / np.maximum(np.abs(error), 1e-300))[..., None]
-    normal = np.einsum("bnp,bnq->bpq", weighted, slope)
-    gradient = np.einsum("bnp,bn->bp", weighted, error)
+    normal = weighted.swapaxes(1, 2) @ slope
+    gradient = (error[:, None] @ weighted)[:, 0]
     diagonal = np.einsum("bpp->bp", normal)
     # Levenberg's damping in units of each coefficient; the floors keep a coefficient without influence solvable.
     diagonal += damping[:, None] * np.maximum(diagonal, 1e-12 * diagonal.max(1, keepdims=True)) + 1e-300

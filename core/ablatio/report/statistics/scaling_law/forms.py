@@ -38,10 +38,26 @@ class Chinchilla(LogForm):
 
     def log_loss(self, w: Array, x: Columns) -> Array:
         """Log of the sum of the terms, each of which is the exponential of a linear function of w."""
-        parts = [w[..., :1] + np.zeros_like(next(iter(x.values())))]
+        return log_sum(self._logs(w, x))
+
+    def slopes(self, w: Array, x: Columns) -> Array:
+        """Share of each term in the loss, times the slope of its log."""
+        logs = self._logs(w, x)
+        top = np.maximum.reduce(logs)
+        sizes = [np.exp(log - top) for log in logs]
+        whole = sum(sizes)
+        irreducible, *shares = (size / whole for size in sizes)
+        columns = [irreducible]
+        for term, share in zip(self.terms, shares, strict=True):
+            columns += [share, -share * np.log(x[TERMS[term][0]])]
+        return np.stack(columns, -1)
+
+    def _logs(self, w: Array, x: Columns) -> list[Array]:
+        """Log of each term, E first."""
+        logs: list[Array] = [w[..., :1] + np.zeros_like(next(iter(x.values())))]
         for i, term in enumerate(self.terms):
-            parts.append(w[..., 1 + 2 * i, None] - w[..., 2 + 2 * i, None] * np.log(x[TERMS[term][0]]))
-        return log_sum(parts)
+            logs.append(w[..., 1 + 2 * i, None] - w[..., 2 + 2 * i, None] * np.log(x[TERMS[term][0]]))
+        return logs
 
     def starts(self, x: Columns, z: Array) -> Sequence[Array]:
         """The best exponents of a grid, each with E, A and B by relative non-negative least squares."""

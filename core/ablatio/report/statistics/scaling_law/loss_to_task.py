@@ -6,11 +6,11 @@ from itertools import product
 
 import numpy as np
 
-from ablatio.report.statistics.scaling_law.fitting import Array, Columns
+from ablatio.report.statistics.scaling_law.fitting import Array, Columns, NumericForm
 
 
 @dataclass(frozen=True, slots=True)
-class LossToTask:
+class LossToTask(NumericForm):
     """accuracy = b + a / (1 + exp(-k (L - L0))).
 
     a < 0 for k > 0: accuracy falls from b at small losses to b + a at large ones.  w = a, b, log k, L0; column L.
