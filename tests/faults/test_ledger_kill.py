@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,8 +87,9 @@ def sweep_killed_at(folder: Path, word: str, share: float) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("word", STATES)
 def test_truncated_ledger_line_loses_or_repeats_no_job(
-    tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
+    record_property("kills", OFFSETS // len(STATES))
     monkeypatch.setattr(os, "fsync", lambda file: None)  # fsync matters only when the machine fails
     sweep(tmp_path / "whole")
     expected: dict[str, Any] = table(tmp_path / "whole")
