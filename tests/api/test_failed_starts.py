@@ -50,6 +50,26 @@ def test_study_without_a_run_is_removed_unless_it_was_there_or_interrupted(tmp_p
     assert fail(tmp_path / "d", EnvironmentFault("no cluster"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["norm=rmsnorm,layernorm", "source.path=gone.txt"],
+        ["source.path=gone.txt,there.txt"],
+        ["optimizer.lr=interval(1e-4,1e-2)", "design=random", "design.runs=2", "source.path=gone.txt"],
+        ["optimizer.lr=interval(1e-4,1e-2)", "design=halving", "source.path=gone.txt"],
+    ],
+)
+def test_a_missing_file_is_found_before_the_arms_are_shown(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.txt").write_text("Some text.", encoding="utf-8")
+    assert main(["train", "-m", "source=text", "train.steps=4", *words]) == 2
+    said = capsys.readouterr()
+    assert "source.path: there is no file gone.txt" in said.err and "arm" not in said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["there.txt"]
+
+
 def test_logger_without_its_key_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,11 @@ def test_stop_strings_and_choices(run: "ablatio.RunFolder", capsys: pytest.Captu
         (["examples=x.jsonl"], "prompt=few_shot"),
         (["prompt=few_shot"], "none were given"),
         (["prompt=few_shot", "examples=nowhere.jsonl"], "cannot be read"),
+        (["prompt=zero_shot", "examples=solved.jsonl"], "prompt=zero_shot with these settings shows no solved"),
+        (["prompt=chain_of_thought", "prompt.shots=0", "examples=solved.jsonl"], "shows no solved examples"),
+        (["prompt=chain_of_thought", "prompt.shots=0", "--choices", "a|b"], "--choices has no effect"),
+        (["prompt=self_consistency", "prompt.shots=0", "prompt.draws=2", "decode=beam"], "draws its samples by itself"),
+        (["prompt=zero_shot", "--choices", "a|b", "decode=greedy"], "scores the choices"),
         (["prompt=zero_shot", "--chat"], "--chat has no effect with prompt="),
         (["prompt=zero_shot", "--system", "you"], "--system has no effect with prompt="),
         (["prompt=zero_shot", "--top-k", "5"], "--top-k has no effect with prompt="),
@@ -102,8 +107,11 @@ def test_stop_strings_and_choices(run: "ablatio.RunFolder", capsys: pytest.Captu
     ],
 )
 def test_wrong_words_are_refused(
-    run: "ablatio.RunFolder", words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    run: "ablatio.RunFolder", words: list[str], reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("solved.jsonl").write_text('{"question": "2+3=", "answer": "5"}\n', encoding="utf-8")
     assert main(["generate", str(run.folder), "the", *words]) == 2
     assert reason in capsys.readouterr().err
 
@@ -129,7 +137,7 @@ def test_a_question_is_answered_by_a_program(
     rows = [{"question": e.question, "answer": e.answer, "rationale": e.rationale} for e in examples]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     for name in ("few_shot", "chain_of_thought", "self_consistency", "tree_of_thoughts"):
-        knobs = {"draws": 2} if name == "self_consistency" else {}
+        knobs = {"self_consistency": {"draws": 2}, "tree_of_thoughts": {"shots": 1}}.get(name, {})
         reply = run.answer("why?", prompt={"name": name, **knobs}, examples=examples, tokens=5)
         assert isinstance(reply, Reply) and reply == run.answer(
             "why?", prompt={"name": name, **knobs}, examples=examples, tokens=5

@@ -1,4 +1,7 @@
-"""SIGKILL while checkpoints are written: every step reported as saved exists and is valid."""
+"""SIGKILL while checkpoints are written: every step reported as saved exists and is valid.
+
+`pytest tests/faults --select all -k kill --results tests/results/kills.json` records the number of kills of each test.
+"""
 
 import json
 import os
@@ -6,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,11 @@ def killer(*args: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_checkpoints_survive_kills_at_random_times(folder: Path) -> None:
+def test_checkpoints_survive_kills_at_random_times(
+    folder: Path, record_property: Callable[[str, object], None]
+) -> None:
     kills = killer("random", folder, 50)
+    record_property("kills", len(kills))
     assert len(kills) == 50
     for kill in kills:
         assert kill["right"] and not kill["skipped"], kill
@@ -48,9 +54,12 @@ def test_checkpoints_survive_kills_at_random_times(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["a new step", "the same step again"])
-def test_checkpoints_survive_a_kill_before_each_file_operation(tmp_path: Path, step: int) -> None:
+def test_checkpoints_survive_a_kill_before_each_file_operation(
+    tmp_path: Path, step: int, record_property: Callable[[str, object], None]
+) -> None:
     lines = killer("points", tmp_path / "c", step)
     kills, after = lines[::2], lines[1::2]
+    record_property("kills", len(kills) - 1)  # the last writer finished
     for kill in kills:
         assert kill["right"] and not kill["skipped"], kill
         assert (kill["loaded"], kill["mark"]) in ((2, 0), (step, 1)), kill

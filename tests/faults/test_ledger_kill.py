@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,12 +89,18 @@ def sweep_killed_at(folder: Path, word: str, share: float) -> None:
 @pytest.mark.parametrize("word", STATES)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_truncated_ledger_line_loses_or_repeats_no_job(
-    tmp_path: Path, word: str, part: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    word: str,
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    offsets = range(part, OFFSETS // len(STATES), PARTS)
+    record_property("kills", len(offsets))
     monkeypatch.setattr(os, "fsync", lambda file: None)  # fsync matters only when the machine fails
     sweep(tmp_path / "whole")
     expected: dict[str, Any] = table(tmp_path / "whole")
-    for offset in range(part, OFFSETS // len(STATES), PARTS):
+    for offset in offsets:
         folder = tmp_path / str(offset)
         sweep_killed_at(folder, word, (offset + 0.5) * len(STATES) / OFFSETS)
         made = sweep(folder)

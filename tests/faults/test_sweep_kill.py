@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ def kill(who: str, sweeper: mp.process.BaseProcess, wait: float) -> int:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("who", ["run", "server", "sweeper"])
-def test_kills_do_not_change_the_results(tmp_path: Path, text: Path, whole: tuple[float, bytes], who: str) -> None:
+def test_kills_do_not_change_the_results(
+    tmp_path: Path, text: Path, whole: tuple[float, bytes], who: str, record_property: Callable[[str, object], None]
+) -> None:
     """Two kills at random times, then the same command until all jobs are done."""
     seconds, expected = whole
     killed = 0
@@ -105,6 +107,7 @@ def test_kills_do_not_change_the_results(tmp_path: Path, text: Path, whole: tupl
             killed += kill(who, sweeper, random.uniform(0, 0.45) * seconds) > 0
         sweeper.join(60)
         assert sweeper.exitcode == (-signal.SIGKILL if who == "sweeper" and killed == attempt + 1 else 0)
+    record_property("kills", killed)
     assert killed
     ended = ablatio(command(text, tmp_path), tmp_path / "log")
     assert ended.code == 0, ended.err

@@ -9,7 +9,7 @@ import pytest
 from ablatio.config.compose import compose_run
 from ablatio.config.schema import SECTIONS, section_knobs
 from ablatio.config.yaml_files import files
-from ablatio.errors import AblatioError
+from ablatio.errors import AblatioError, ConfigError
 from ablatio.registry.registry import REGISTRIES
 
 USUAL, ALL = 20, 5000
@@ -72,3 +72,19 @@ def test_any_override_is_a_config_or_an_error(seed: int, count: int) -> None:
         except Exception as error:
             raise AssertionError(f"{text[:300]!r}: {type(error).__name__}: {error}") from error
     assert refused > count / 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "logger=range(1,9)", "logger=choice(csv)", "eval=range(1,9)", "stabilizer=interval(0,1)", "logger=glob(*)",
+        "metric=sort(1,2)", "logger=[csv,range(1,3)]", "norm=range(1,9)",
+    ],
+)  # fmt: skip
+def test_a_function_of_the_grammar_is_no_option(text: str) -> None:
+    """Found by the test above: Hydra itself raised a TypeError for the first of them."""
+    with pytest.raises(ConfigError) as refused:
+        compose_run([text])
+    (problem,) = refused.value.problems
+    assert problem.where == text.split("=")[0]
+    assert not problem.fix or compose_run([problem.fix])

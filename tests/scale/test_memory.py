@@ -9,7 +9,7 @@ from helpers.gangs import TINY
 from ablatio.cli.size import run as size_command
 from ablatio.config.compose import compose_run
 from ablatio.errors import EnvironmentFault, UserError
-from ablatio.training import estimate
+from ablatio.training import estimate, largest_model
 from ablatio.training.run_spec import RunSpec
 
 
@@ -120,3 +120,37 @@ def test_refused_if_the_whole_model_does_not_fit_before_it_is_divided(monkeypatc
         estimate.check_memory(spec)
     monkeypatch.setattr(estimate, "memory_here", lambda trainer: int(8 * 1.1 * spec.memory.weights))
     estimate.check_memory(spec)
+
+
+@pytest.mark.parametrize(
+    ("words", "straight"),
+    [
+        ((), True),
+        (("model.n_layers=3", "layers.attention=[mha,mha,linear]"), True),
+        (("layers.at.mlp={0:moe,-1:moe}",), True),
+        (("model.distinct_layers=2",), True),
+        (("shortcut=denseformer",), False),  # layer n reads the n before it: not a line
+    ],
+)
+def test_deep_models_are_counted_from_shallow_ones(
+    words: tuple[str, ...], straight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count equals that of the whole model, which is built only if layers do not all cost the same."""
+    config = compose_run([*TINY, *words]).config
+    built: list[int] = []
+    counted = largest_model._counted
+    monkeypatch.setattr(largest_model, "_counted", lambda c, s: built.append(s["model.n_layers"]) or counted(c, s))
+    depths = largest_model._Depths(config)
+    for number in (40, 41):
+        found = depths(number)
+        assert (number not in built) == straight
+        assert found == counted(config, {"model.n_layers": number})
+
+
+def test_the_deepest_of_many_layers_builds_no_deep_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    counted = largest_model._counted
+    monkeypatch.setattr(largest_model, "_counted", lambda c, s: built.append(s["model.n_layers"]) or counted(c, s))
+    found = largest_model.deepest(compose_run(TINY).config, 1e9)
+    assert found is not None and found.settings["model.n_layers"] > 300 and found.bytes <= 1e9
+    assert sum(built) < 60  # layers

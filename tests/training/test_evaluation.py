@@ -182,6 +182,26 @@ def test_a_decode_part_and_a_prompt_program_ask_the_items(run: Path, monkeypatch
     assert prompts == [row["prompt"] for row in seen[0]]  # the items stay what they are, so that runs can be paired
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["metric=[accuracy]", "decode=greedy"], ["metric=[accuracy]", "decode=beam", "prompt=zero_shot"],
+        ["metric=[accuracy,perplexity]", "decode=sample"], ["metric=[perplexity]", "decode=beam"],
+    ],
+)  # fmt: skip
+def test_a_decode_part_that_nothing_asks_is_refused(run: Path, words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"decode=.* has no effect: metric=") as refused:
+        asked(run, *words)
+    assert "metric=[answer_parse]" in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["decode=greedy", "prompt=zero_shot"])
+def test_task_evaluate_without_an_evaluation_uses_neither(run: Path, tmp_path: Path, word: str) -> None:
+    start = ["task=evaluate", "model.start=run", f"model.path={run}"]
+    done = ablatio(["train", *start, word, f"out={tmp_path}"], tmp_path / "log")
+    assert done.code == 2 and f"{word} has no effect: no evaluation is chosen" in done.err, done.err
+
+
 def test_a_prompt_program_shows_other_items_and_its_answers_count() -> None:
     from ablatio.registry import kinds
     from ablatio.testing.scripted_model import ScriptedModel

@@ -136,9 +136,11 @@ class Measures:
     def evaluation(self, config: Mapping[str, Any]) -> "Evaluation":
         """The evaluation of a run with this config; its items are read or made."""
         from ablatio.training.evaluation.evaluation import evaluation_of
+        from ablatio.training.evaluation.prompting import refuse_unused
 
         found = evaluation_of(self.over(config), code=self.code)
         assert found is not None  # `of` has refused to measure nothing
+        refuse_unused(self.chosen, found.measures)
         return found
 
     def mark(self, folder: Path, step: int, evaluation: "Evaluation") -> str:

@@ -99,7 +99,7 @@ def answer(
 ) -> "Reply":
     """Answer a question by a prompt program, as documented at `RunFolder.answer`."""
     from ablatio.model.decoding.generate import Sampling
-    from ablatio.model.prompting.answers import answer_all
+    from ablatio.model.prompting.answers import answer_all, refuse_unused
     from ablatio.model.prompting.parse import final_answer
     from ablatio.model.prompting.session import Session
     from ablatio.model.prompting.types import Form, Question
@@ -120,10 +120,19 @@ def answer(
         return rule(asked, [text], [[*map(int, run.tokenizer.encode([text])[0])]])[0]
 
     program = built(kinds.prompts, prompt, form=Form(), parse=final_answer, verify=None if rule is None else verify)
+    refuse_unused(name, program, examples, choices)
     with computing():
         part = Sampling(temperature=0) if decode is None else built(kinds.decodes, decode)
         session = Session(run.model, run.tokenizer, part, tokens=tokens, seed=seed)
-        return answer_all(program, session, examples, [Question(question, tuple(choices))])[0]
+        reply = answer_all(program, session, examples, [Question(question, tuple(choices))])[0]
+    if decode is not None and not session.decoded:
+        chosen = decode if isinstance(decode, str) else decode["name"]
+        raise UserError(
+            f"decode={chosen} has no effect: prompt={name} "
+            + ("scores the choices" if choices else "draws its samples by itself")
+            + f"\n    try: prompt={name} without decode={chosen}"
+        )
+    return reply
 
 
 def built(registry: Registry[Any], choice: Choice, **wiring: Any) -> Any:

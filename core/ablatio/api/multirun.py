@@ -25,6 +25,7 @@ from ablatio.report.terminal.stage_table import show_recipes, show_results
 from ablatio.storage.atomic_write import make_folder, write_text
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.engine import Engine, Result
+from ablatio.sweep.input_files import check_sources
 from ablatio.sweep.launcher_choice import LauncherChoice, chosen_launcher, long_form
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, current, plan_sweep
@@ -61,6 +62,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: boo
     _refuse_several_machines(plan)
     plan.study.parts_file = parts_file_of(plan)
     check_packages([job.config for job in plan.jobs], [launchers[launcher.name]])
+    check_sources(plan.jobs, plan.config)
     folder = folder or _folder(plan)
     _execute(plan, folder, _stale_jobs(folder, plan), launcher, quiet)
     return folder

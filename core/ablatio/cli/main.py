@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from ablatio.cli.commands import COMMANDS
 from ablatio.cli.pages import columns, fitted, rows
-from ablatio.errors import AblatioError, EnvironmentFault, Preempted
+from ablatio.errors import AblatioError, DamagedFile, EnvironmentFault, Preempted
 from ablatio.storage import before_torch
 from ablatio.storage.collector import collect_seldom
 from ablatio.storage.early_stop import early_stops
@@ -48,6 +48,11 @@ def _guarded(words: list[str]) -> int:
     try:
         with early_stops() if _trains(words) else nullcontext():
             return _dispatch(words)
+    except DamagedFile as error:
+        from ablatio.cli.damaged_files import with_hint
+
+        print(f"ablatio: {with_hint(error, _without_files(words))}", file=sys.stderr)
+        return error.exit_code
     except AblatioError as error:
         print(f"ablatio: {error.for_command(_without_files(words))}", file=sys.stderr)
         return error.exit_code

@@ -88,10 +88,11 @@ def _print(metric: str, arm: str, floor: "Noise", visible: dict[int, float], pai
     console = Console()
     console.print(f"{terminal(arm)}: {terminal(metric)} {floor.mean:.4f} over {floor.n} seeds", highlight=False)
     console.print(f"sd {floor.sd:.4f} [{floor.low:.4f}, {floor.high:.4f}]", highlight=False)
-    how = "paired differences with the spread measured here" if paired else "two arms with independent seeds"
-    spread = f"as uncertain as {floor.n} seeds leave it"
+    how = "paired differences" if paired else "two arms with independent seeds"
     console.print(
-        f"\nsmallest true difference that 4 of 5 studies detect, for {how}, {spread}:", highlight=False, soft_wrap=True
+        f"\nsmallest true difference that 4 of 5 studies detect, for {how}\n"
+        f"with the spread measured here, as uncertain as {floor.n} seeds leave it:",
+        highlight=False,
     )
     grid = Table(box=None, pad_edge=False)
     for name in ("seeds", "difference"):

@@ -131,7 +131,7 @@ def try_compose(overrides: list[str]) -> Any:
     try:
         with yaml_files.read_once():
             return _hydra_compose(overrides)
-    except (HydraException, OmegaConfBaseException, ValueError):
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError):  # TypeError: range() in a list of options
         return None
 
 

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
 from hydra.errors import HydraException
 
 from ablatio.config import presets, yaml_files
@@ -79,7 +79,9 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
     group, value = parsed.key_or_group, parsed.value()
     multiple = group in REGISTRIES and REGISTRIES[group].multiple
     if parsed.is_sweep_override():
-        together = f"{group}=[{_swept(parsed)}]" if multiple else ""
+        # range(1,9) and glob(*) are no names that could stand in a list.
+        plain = isinstance(value, ChoiceSweep) and value.simple_form
+        together = f"{group}=[{_swept(parsed)}]" if multiple and plain else ""
         yield Problem(
             group, f"got several values ({_swept(parsed)}) for one run; -m runs one after the other", together
         )
@@ -93,6 +95,9 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
         yield Problem(parsed.input_line or group, f"a {group} has its own section of the config", f"{group}={value}")
         return
     names = value if isinstance(value, list) else [value]
+    if any(isinstance(name, Sweep) for name in names):
+        yield Problem(group, f"got {_swept(parsed)}; expected names of options", f"{group}=[{options[group][0]}]")
+        return
     if value == [] and not multiple:
         known = REGISTRIES.get(group)
         usual = "" if known is None else "null" if known.optional else str(known.usual)

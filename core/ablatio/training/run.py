@@ -30,6 +30,7 @@ from ablatio.training.budget import settled
 from ablatio.training.device import Machine
 from ablatio.training.estimate import check_memory
 from ablatio.training.evaluation.evaluation import evaluation_of
+from ablatio.training.evaluation.prompting import refuse_unused
 from ablatio.training.extension import extension_of
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
@@ -147,6 +148,8 @@ def _train(
     refuse_another(run, str(recorded.get("reference", "")), folder)
     teacher = attach_teacher(run, recorded.get("teacher"))
     evaluation = evaluation_of(config)
+    if not kinds.tasks[config["task"]["name"]].facts["trains"]:
+        refuse_unused(config, evaluation.measures if evaluation else ())
     if not resumes:
         for said in without_effect(config):
             console.print(f"warning: {said}", highlight=False, markup=False, soft_wrap=True)

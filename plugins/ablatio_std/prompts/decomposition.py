@@ -21,6 +21,8 @@ class LeastToMost:
     smaller question.  Examples with a rationale show the splitting: its lines are their smaller questions.
     """
 
+    uses_choices = False
+
     def __init__(
         self,
         form: Form,
@@ -33,6 +35,7 @@ class LeastToMost:
         ),
     ) -> None:
         self.form, self.parse, self.shots, self.parts, self.decompose = form, parse, shots, parts, decompose
+        self.uses_examples = shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         solved = [e for e in examples if e.rationale.strip()]
@@ -67,7 +70,7 @@ class TreeOfThoughts:
     "Is this right so far?".  After `depth` steps the answer is completed from the best state.
     """
 
-    samples = True
+    uses_choices, samples = False, True
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class TreeOfThoughts:
     ) -> None:
         self.form, self.parse, self.shots = form, parse, shots
         self.depth, self.branch, self.keep, self.temperature = depth, branch, keep, temperature
+        self.uses_examples = shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         picked = llm.random("shots").sample(list(examples), min(self.shots, len(examples)))

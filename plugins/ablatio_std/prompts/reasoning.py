@@ -36,8 +36,10 @@ class ChainOfThought:
     shots=0: "Let's think step by step." in place of examples, and a second call for the answer (arXiv:2205.11916).
     """
 
+    uses_choices = False
+
     def __init__(self, form: Form, parse: Parse, *, shots: Shots = 4) -> None:
-        self.form, self.parse, self.shots = form, parse, shots
+        self.form, self.parse, self.shots, self.uses_examples = form, parse, shots, shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         if not self.shots:
@@ -59,7 +61,7 @@ class AutoCot:
     are not used.
     """
 
-    examples = True
+    examples, uses_choices = True, False
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class ComplexCot:
     Of `samples` chains, the `voters` with the most steps vote, each with the weight 1.
     """
 
-    examples, rationale, samples = True, True, True
+    examples, uses_choices, rationale, samples = True, False, True, True
 
     def __init__(
         self,
@@ -137,6 +139,7 @@ class ComplexCot:
     ) -> None:
         self.form, self.parse, self.shots = form, parse, shots
         self.draws, self.voters, self.temperature = draws, voters, temperature
+        self.uses_examples = shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         solved = with_rationale(examples, self.shots, "complex_cot")

@@ -18,6 +18,8 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 class ZeroShot:
     """The question alone, after an instruction: instruction "Q: ..." "A:" -> continuation."""
 
+    uses_examples = False
+
     def __init__(
         self, form: Form, parse: Parse, *, instruction: Annotated[str, "text before the question"] = ""
     ) -> None:
@@ -58,7 +60,7 @@ class FewShot:
         calibrate: Annotated[bool, "correct for what the prompt prefers without a question"] = False,
     ) -> None:
         self.form, self.parse, self.shots, self.orders, self.calibrate = form, parse, shots, orders, calibrate
-        self.choice, self.order = choice, order
+        self.choice, self.order, self.uses_examples = choice, order, shots > 0 or calibrate
         self.selection: Selection | None = None
 
     def fit(self, llm: TextModel, examples: Sequence[Example]) -> None:

@@ -43,12 +43,13 @@ def reply_of(votes: Sequence[tuple[str, float]], texts: Sequence[str]) -> Reply:
 class SelfConsistency:
     """argmax_a sum_i 1(a_i = a) over `draws` sampled chains of thought; the earliest of equals."""
 
-    samples = True
+    uses_choices, samples = False, True
 
     def __init__(
         self, form: Form, parse: Parse, *, shots: Shots = 4, draws: Samples = 10, temperature: SampleTemperature = 0.7
     ) -> None:
         self.form, self.parse, self.shots, self.draws, self.temperature = form, parse, shots, draws, temperature
+        self.uses_examples = shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         found = chains(llm, self.form, examples, question, self.shots, "self_consistency", self.draws, self.temperature)
@@ -63,7 +64,7 @@ class Verifier:
     (arXiv:2206.02336); negative scores weigh nothing.
     """
 
-    samples, verifies = True, True
+    uses_choices, samples, verifies = False, True, True
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Verifier:
     ) -> None:
         self.form, self.parse, self.verify, self.shots = form, parse, verify, shots
         self.draws, self.temperature, self.vote = draws, temperature, vote
+        self.uses_examples = shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         if self.verify is None:
@@ -111,6 +113,7 @@ class Ensemble:
         shots: Shots = 4,
     ) -> None:
         self.form, self.parse, self.prompts, self.shots = form, parse, prompts, shots
+        self.uses_examples = shots > 0
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         texts = [self._text(llm, examples, question, number) for number in range(self.prompts)]

@@ -15,6 +15,7 @@ from ablatio import tokenizers
 from ablatio.data.types import Ids, Tokenizer, token_type
 from ablatio.errors import AblatioError, DamagedFile, UserError
 from ablatio.storage.json_files import damaged, read_object, read_object_if_any
+from ablatio.storage.paths import shell_word
 from ablatio_std.tokenizers._chunks import ByChunks, has_words_of_gpt2
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 from ablatio_std.tokenizers._sentencepiece import SentencePiece
@@ -190,7 +191,13 @@ def pretrained(
             return _read(file, eos)
     except (DamagedFile, UserError) as error:  # of the file, or of the tokenizer's knobs or state in it
         where = "" if str(file.parent) in str(error) else f"{file}: "
-        raise UserError(f"{where}{error}{'' if 'try: ' in str(error) else HINT}") from None
+        # Beside the folder of a run there may be other runs, whose tokenizers can be used.
+        hint = f"\n    try: ablatio runs {shell_word(file.absolute().parents[1])}" if _is_run(file.parent) else HINT
+        raise UserError(f"{where}{error}{'' if 'try: ' in str(error) else hint}") from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
 
 
 def _read(file: Path, eos: str | None) -> Tokenizer:

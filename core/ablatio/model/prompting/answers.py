@@ -30,6 +30,20 @@ def answers(program: Any, llm: TextModel, examples: Sequence[Example], questions
     return found
 
 
+def refuse_unused(name: str, program: Any, examples: Sequence[Example], choices: Sequence[str]) -> None:
+    """Raise UserError for examples or choices that do not change the answers of the program called `name`."""
+    if examples and not getattr(program, "uses_examples", True):
+        raise UserError(
+            f"examples=... has no effect: prompt={name} with these settings shows no solved examples\n"
+            f"    try: prompt={name} without examples=..., or prompt=few_shot prompt.shots=4"
+        )
+    if choices and not getattr(program, "uses_choices", True):
+        raise UserError(
+            f"--choices has no effect: prompt={name} reads its answer from the text that the model writes\n"
+            f"    try: prompt={name} without --choices, or prompt=zero_shot"
+        )
+
+
 def check_examples(program: Any, examples: Sequence[Example]) -> None:
     """Raise UserError if the program needs examples, or their rationales, and there are none."""
     name = type(program).__name__

@@ -44,6 +44,7 @@ class Session:
         self.model, self.tokenizer, self.decode, self.second, self.judge = model, tokenizer, decode, second, judge
         self.tokens, self.seed, self.rows = tokens, seed, rows
         self.usage = Usage()
+        self.decoded = False  # True once the decode part has chosen tokens, or given its settings to a sample
         self._asked: dict[str, int] = {}  # how often each prompt was continued so far
 
     def complete(
@@ -138,8 +139,10 @@ class Session:
     def _decoder(self, samples: int, temperature: float | None) -> Any:
         """The decode part, or sampling if it gives only one continuation of a prompt."""
         if temperature is None and (samples == 1 or getattr(self.decode, "samples", False)):
+            self.decoded = True
             return self.decode
         processors = getattr(self.decode, "processors", LogitsProcessors())
+        self.decoded |= hasattr(self.decode, "processors")
         processors = replace(processors, temperature=1.0 if temperature is None else temperature)
         return lambda job: token_by_token(job, processors, chooser(job, processors))
 

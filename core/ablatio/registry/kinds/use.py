@@ -65,13 +65,17 @@ class Prompt(Protocol):
     fit(llm, examples)               optional: called once, before the first question: searches a prompt, finds clusters
 
     Facts:
-    examples   True if it needs at least one example
-    rationale  True if it needs examples with a rationale
-    samples    True if it draws several answers to a question
-    verifies   True if it needs `verify`
+    examples       True if it needs at least one example
+    uses_examples  False if no example changes its answers; where a knob decides, __init__ sets the attribute
+    uses_choices   False if the choices of a question do not change its answers
+    rationale      True if it needs examples with a rationale
+    samples        True if it draws several answers to a question
+    verifies       True if it needs `verify`
     """
 
     examples: ClassVar[bool]
+    uses_examples: bool
+    uses_choices: bool
     rationale: ClassVar[bool]
     samples: ClassVar[bool]
     verifies: ClassVar[bool]
@@ -104,7 +108,14 @@ prompts: Registry[Prompt] = Registry(
     wiring=("form", "parse", "verify"),
     methods=("answer",),
     any_of=("write", "fit"),
-    facts={"examples": False, "rationale": False, "samples": False, "verifies": False},
+    facts={
+        "examples": False,
+        "uses_examples": True,
+        "uses_choices": True,
+        "rationale": False,
+        "samples": False,
+        "verifies": False,
+    },
     optional=True,
     scope="use",
 )

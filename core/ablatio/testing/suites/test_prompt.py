@@ -48,6 +48,30 @@ def test_samples(part: PartSpec) -> None:
     assert drawn == part.facts["samples"], f"{checks.label(part)}: `samples` is not what it does"
 
 
+def test_uses_what_it_says(part: PartSpec) -> None:
+    """Examples and choices change what the model is asked exactly if `uses_examples` and `uses_choices` say so."""
+    open_question, closed = Question("What is 2 and 9?"), Question("What is 2 and 9?", choices=("red", "green"))
+    other = tuple(Example(f"{e.question} Say!", f"{e.answer}0", f"Other. {e.rationale}") for e in sample_use.EXAMPLES)
+    for knobs in ({}, {"shots": 0}, {"shots": 2}):
+        if not {*knobs} <= {knob.name for knob in part.knobs}:
+            continue
+        program = sample_use.program(part, knobs)
+        for fact, changed in (
+            ("uses_examples", _asked(part, knobs, other, open_question)),
+            ("uses_choices", _asked(part, knobs, sample_use.EXAMPLES, closed)),
+        ):
+            differs = changed != _asked(part, knobs, sample_use.EXAMPLES, open_question)
+            said = getattr(program, fact, part.facts[fact])
+            assert differs == said, f"{checks.label(part)} {knobs}: `{fact}` says {said}, found {differs}"
+
+
+def _asked(part: PartSpec, knobs: dict[str, int], examples: tuple[Example, ...], question: Question) -> object:
+    """Everything that the model was asked."""
+    llm = sample_use.scripted()
+    answer_all(sample_use.program(part, knobs), llm, examples, [question])
+    return llm.calls, llm.scored
+
+
 def test_needs_examples(part: PartSpec) -> None:
     """Without what it needs, the part says so; otherwise it works."""
     without = tuple(Example(e.question, e.answer) for e in sample_use.EXAMPLES)

@@ -11,6 +11,7 @@ from ablatio.model.builder import PartChoice
 from ablatio.model.decoding.job import Continuation, DecodingJob
 from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.steps import chooser, token_by_token
+from ablatio.model.evaluation.measure import Measure
 from ablatio.model.prompting.answers import answers, check_examples
 from ablatio.model.prompting.parse import final_answer
 from ablatio.model.prompting.session import Session
@@ -30,6 +31,41 @@ def decode_part(config: Mapping[str, Any]) -> Any:
             f"decode={choice.name} needs a second model, which an evaluation does not have\n    try: decode=greedy"
         )
     return kinds.decodes.build(choice.name, choice.knobs)
+
+
+def refuse_unused(config: Mapping[str, Any], measures: Sequence[Measure]) -> None:
+    """Raise UserError for a decode part or a prompt program that changes nothing in an evaluation.
+
+    A program that answers by itself (votes, trees) decodes; any other asks what the metrics ask.
+
+    measures  of the evaluation; empty if the config chooses none
+    """
+    prompt = config.get("prompt")
+    for kind in ("decode", "prompt"):
+        if config.get(kind) is not None and not measures:
+            raise UserError(
+                f"{kind}={PartChoice.of(config[kind]).name} has no effect: no evaluation is chosen\n"
+                "    try: eval=[addition]; `ablatio list eval` shows all"
+            )
+    if config.get("decode") is None or (prompt is not None and "write" not in _methods(prompt)):
+        return
+    if not any(_single(r) for m in measures for item in m.items for r in m.metric.requests(item)):
+        name, metrics = PartChoice.of(config["decode"]).name, dict.fromkeys(m.entry.name for m in measures)
+        raise UserError(
+            f"decode={name} has no effect: metric=[{','.join(metrics)}] asks for likelihoods or samples of its own, "
+            "not for the most probable answer\n    try: metric=[answer_parse]; `ablatio list metric` shows all"
+        )
+
+
+def _methods(prompt: Any) -> Sequence[str]:
+    """Optional methods of a prompt program."""
+    found: Sequence[str] = kinds.prompts[PartChoice.of(prompt).name].facts["uses"]
+    return found
+
+
+def _single(request: Request) -> bool:
+    """True if a decode part answers the request: one answer, without sampling."""
+    return isinstance(request, Generation) and request.samples == 1 and request.temperature == 0
 
 
 def most_probable(job: DecodingJob) -> list[list[Continuation]]:

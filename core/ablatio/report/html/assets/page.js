@@ -28,7 +28,12 @@ function head() {
 function fallback() {
   const axes = data.study.axes;
   if (!axes.length || axes.length > 3) return t("no_question");
-  return t(axes.length > 1 ? "question_axes" : "question_axis", { axes: axes.join(t("and")) });
+  return t(axes.length > 1 ? "question_axes" : "question_axis", { axes: listed(axes) });
+}
+
+/** Names as a sentence lists them: "a", "a and b", "a, b and c". */
+function listed(names) {
+  return [names.slice(0, -1).join(t("comma")), ...names.slice(-1)].filter((part) => part).join(t("and"));
 }
 
 const FIRST = 6;
