@@ -95,6 +95,15 @@ REFUSED = {
     "a stream of another shape": (["layers.placement=[pre,hyper_connections]"], "must be the same in all layers"),
     "a block with skips": (["layers.block=[sequential,unet]"], "must be the same in all layers"),
     "what another layer computes": (["layers.attention=[mha,cross_layer]"], "layer 1: attention=cross_layer uses what"),
+    "positions that cannot share a cache": (
+        ["attention=cross_layer", "layers.position=[rope,none]"],
+        "layer 1: attention=cross_layer reads the keys that layer 0 caches, so both need one position; got rope in "
+        "layer 0 and none in layer 1"),
+    "a single position that cannot share a cache": (
+        ["layers.attention=[mha*2,cross_layer*2]", "layers.at.position={3: {rope: {base: 500}}}"],
+        "layers.at.position: layer 3: attention=cross_layer reads the keys that layer 2 caches"),
+    "a layer without rotation that shares a cache": (
+        ["attention=cross_layer", "position.skip_every=4"], "queries and keys must be rotated alike"),
     "shared weights": (["model.distinct_layers=2", "layers.attention=[mha*3,mqa]"], "layers 1 and 3 share"),
     "a mask that one lacks": (["architecture=prefix", "objective=prefix_lm", "layers.attention=[mha*3,retention]"],
                               "layer 3: architecture=prefix"),
@@ -117,6 +126,11 @@ def test_refused_with_the_layer(case: str) -> None:
     with pytest.raises(ConfigError) as refused:
         compose_run(overrides)
     assert why in str(refused.value)
+
+
+def test_layers_that_share_a_cache_may_have_the_position_of_their_group() -> None:
+    assert layers("attention=cross_layer", "layers.position=[rope*2,none*2]") == {"position": ["rope*2", "none*2"]}
+    assert layers("layers.attention=[cross_layer*2,mha*2]", "layers.position=[none*2,rope,alibi]")
 
 
 def test_a_suggested_command_runs() -> None:

@@ -53,6 +53,19 @@ def test_mixers_benchmark_writes_its_ratios(tmp_path):
 
 
 @pytest.mark.slow
+def test_layers_benchmark_measures_the_stack_against_a_plain_loop(tmp_path):
+    found = tmp_path / "layers.json"
+    options = ["--sizes", "0", "--turns", "2", "--json", found]
+    run = subprocess.run(
+        [sys.executable, BENCHMARKS / "layers.py", *options], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (row,) = json.loads(found.read_text())["sizes"]
+    assert row["ratio"] > 0 and row["width"] == 32
+    assert row["mechanism %"] < 5  # 0.2 in a quiet process; the rest is for a busy machine
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of trl
 @pytest.mark.oracle("task=preference", "trl's DPOTrainer, step by step")
 @pytest.mark.oracle("task=sft", "trl's SFTTrainer, step by step")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
   ablatio evaluate RUN                                  held-out text; ± is the standard error of the loss
+  ablatio evaluate RUN --with RUN2 --with RUN3          the mean of the probabilities of several runs
   ablatio evaluate RUN eval=[addition,minimal_pairs]    evaluations; `ablatio list eval` and `ablatio list metric`
   ablatio evaluate STUDY eval=[addition]                the same of every finished run of a study; again: of the others
   ablatio evaluate RUN task=my_task.yaml                a task file in lm-eval's format
@@ -32,7 +33,8 @@ USES = {
     "on lm_eval=": ("include", "limit", "step"),
     "on a study": ("run_code",),
     "on eval=": ("run_code", "step"),
-    "on held-out text": ("length", "tokens", "step", "objective", "quantization", "stride", "adapt", "adapter"),
+    "on held-out text": ("length", "tokens", "step", "objective", "quantization", "stride", "adapt", "adapter", "also"),
+    "with --with": ("length", "tokens", "step", "objective", "stride", "also"),
 }
 
 
@@ -55,10 +57,14 @@ def run(arguments: list[str]) -> int:
         "--adapt", type=float, help="test-time training: after a batch is scored, a step on it with this learning rate"
     )
     options.add_argument("--adapter", help="with --adapt: the peft method whose new weights are trained, as lora")
+    options.add_argument(
+        "--with", dest="also", type=Path, action="append", metavar="RUN2",
+        help="score the mean of the probabilities of RUN and this run, which has the same tokenizer; may be repeated",
+    )  # fmt: skip
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_intermixed_args(arguments)
     use, act = _use(args)
-    refuse_other_flags(options, arguments, args, USES, f"on {use}")
+    refuse_other_flags(options, arguments, args, USES, use if use in USES else f"on {use}")
     return act(args)
 
 
@@ -68,7 +74,9 @@ def _use(args: argparse.Namespace) -> tuple[str, Callable[[argparse.Namespace], 
         return LM_EVAL, _lm_eval
     if (args.run / STUDY).exists():
         return "a study", _study
-    return ("eval=", _evaluations) if args.words else ("held-out text", _lengths_of)
+    if args.words:
+        return "eval=", _evaluations
+    return ("held-out text", _lengths_of) if not args.also else ("with --with", _together)
 
 
 def _study(args: argparse.Namespace) -> int:
@@ -181,6 +189,23 @@ def _lengths_of(args: argparse.Namespace) -> int:
         print(f"{args.run} at step {run.step}")
         _show_lengths(found)
     return 0 if rows else 2
+
+
+def _together(args: argparse.Namespace) -> int:
+    """Score held-out text by the mean of the probabilities of several runs."""
+    from ablatio.api.ensembles import evaluate_together
+    from ablatio.api.run_folder import open_run
+
+    runs = [open_run(args.run, args.step), *map(open_run, args.also)]
+    found = evaluate_together(
+        runs, _lengths(args.length), tokens=args.tokens, objective=args.objective, stride=args.stride
+    )
+    if args.json:
+        print(json.dumps({"runs": [str(run.folder) for run in runs], "scores": found}))
+    else:
+        print(f"{args.run} alone, and the mean of its probabilities and those of {', '.join(map(str, args.also))}")
+        _show_lengths(found)
+    return 0 if any("refused" not in row for row in found) else 2
 
 
 def _show_lengths(found: Sequence[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from ablatio.config.sections import Run as Run
 from ablatio.config.sections import section_knobs as section_knobs
 from ablatio.errors import Problem
 from ablatio.model.dims import matched_width
-from ablatio.registry import per_layer, rules
+from ablatio.registry import per_layer, rules, shared_keys
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.kinds.devices import sharing
 from ablatio.registry.knobs import Knob
@@ -58,6 +58,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
     layered = per_layer.varied(config) if not any(w.startswith(per_layer.LAYERS) for w in bad) else []
     if layered and not bad & {*layered, "architecture", "model.n_layers", "model.encoder_layers", "model"}:
         problems += per_layer.stack_problems(config)
+        problems += shared_keys.position_problems(config)
         broken = [*_layer_rules(config, bad)]
     else:
         broken = [p for view in _views(config, bad) for p in rules.violated_rules(view)]

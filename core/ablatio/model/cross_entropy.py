@@ -6,7 +6,8 @@ only scales it: the same three matrix products, without the memory traffic.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -320,3 +321,29 @@ def token_scores(
         logps = torch.log_softmax(logits, -1, out=logits) if logits.is_cpu else torch.log_softmax(logits, -1)
         losses[rows] = -logps.gather(-1, target[:, None])[:, 0]
     return losses, hits
+
+
+@torch.no_grad()
+def mean_token_scores(
+    hidden: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    targets: Tensor,
+    logit_maps: Sequence[LogitMap | None],
+    chunk: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Return `token_scores` of the mean of the probabilities of M models: (N,) each.
+
+    hidden      states of each model, (N, W) each; W may differ
+    weights     output matrix of each model, (V, W)
+    logit_maps  map on the logits of each model
+    chunk       rows whose probabilities, M * V numbers each, are held at a time
+    """
+    losses, hits = list[Tensor](), list[Tensor]()
+    for start in range(0, len(targets), chunk):
+        rows = slice(start, start + chunk)
+        logits = (_logits(h[rows], w, m) for h, w, m in zip(hidden, weights, logit_maps, strict=True))
+        each = torch.stack([torch.log_softmax(x, -1) for x in logits])  # (M, chunk, V)
+        mean = each.logsumexp(0) - math.log(len(each))
+        hits.append(mean.argmax(-1) == targets[rows])
+        losses.append(-mean.gather(-1, targets[rows, None])[:, 0])
+    return torch.cat(losses), torch.cat(hits)

@@ -338,11 +338,16 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _reaching_no_layer(config, registry)
 
 
+def first_of_group(registry: Registry[Any], layer: int, node: Mapping[str, Any]) -> int:
+    """Number of the layer whose results this one uses, as the fact `same_in_groups` of its part says; else its own."""
+    knob = registry[node["name"]].facts.get("same_in_groups")
+    return layer - layer % int(node[knob]) if knob else layer
+
+
 def _group_problems(where: str, registry: Registry[Any], found: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     """The problem of a layer that uses what another one computes, which has another part."""
     for layer, node in enumerate(found):
-        knob = registry[node["name"]].facts.get("same_in_groups")
-        first = layer - layer % int(node[knob]) if knob else layer
+        first = first_of_group(registry, layer, node)
         if found[first] != node:
             kind = registry.kind
             what = f"layer {layer}: {kind}={node['name']} uses what layer {first} computes, which has another {kind}"

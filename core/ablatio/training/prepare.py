@@ -113,11 +113,16 @@ class PreparedRun:
                 "    try: ablatio evaluate RUN, without --objective"
             ) from None
 
-    def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
-        """Score the model with its task: {name: value}, the names in the task's `scores` and its counts and errors."""
+    def score(
+        self, batches: Batches, between: Callable[[int], None] = lambda n: None, model: Any = None
+    ) -> dict[str, float]:
+        """Score the model, or another one, with the run's task: {name: value}.
+
+        The names are those in the task's `scores`, and its counts and errors.
+        """
         device = next(self.model.parameters()).device
         with self.machine.autocast(), kept_copies({}):
-            return self.task.score(self.model, batches, device, between)
+            return self.task.score(self.model if model is None else model, batches, device, between)
 
     def evaluate(
         self,

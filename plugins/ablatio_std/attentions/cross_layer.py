@@ -70,3 +70,11 @@ rule(
     fix="attention=mha",
     where="model.distinct_layers",
 )
+rule(
+    when="attention.name == 'cross_layer' and attention.share > 1 and position.name == 'rope' and "
+    "position.skip_every is not None",
+    why="attention.share={attention.share} layers read the keys of the first of them, which are rotated in all layers "
+    "but every {position.skip_every}th (position.skip_every); queries and keys must be rotated alike",
+    fix="position.skip_every=null",
+    where="position.skip_every",
+)

@@ -206,6 +206,7 @@ for _when, _what, _fix in (
     ("alignment.stop_drops", "alignment.stop_drops drops gradients", "strategy=fsdp"),
     ("alignment.best_of is not None", "alignment.best_of={alignment.best_of} drops gradients", "strategy=fsdp"),
     ("'skip_step' in stabilizer", "stabilizer=skip_step drops gradients", "strategy=fsdp"),
+    ("'sparse_updates' in stabilizer", "stabilizer=sparse_updates drops gradients", "strategy=fsdp"),
     ("'spike_rewind' in stabilizer", "stabilizer=spike_rewind drops gradients", "strategy=fsdp"),
     ("'unit_weights' in stabilizer", "stabilizer=unit_weights changes weights", "strategy=fsdp"),
     ("'outer' in stabilizer", "stabilizer=outer changes weights", "strategy=fsdp"),

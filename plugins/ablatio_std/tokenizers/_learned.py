@@ -63,13 +63,17 @@ class Learned:
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         model = self._model
         if self._chunks is None or self._chunks.model is not model:  # a new vocabulary has another model
-            self._chunks = ByChunks(model, self.token_bytes())
+            self._chunks = ByChunks(model, self._lengths())
         return self._chunks(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return text_of(self._table, ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
+        return self._lengths()
+
+    def _lengths(self) -> NDArray[np.int64]:
+        """Number of bytes of each id, as the library's model sees them."""
         return np.array([len(token) for token in self._table], dtype=np.int64)
 
 

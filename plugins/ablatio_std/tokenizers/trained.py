@@ -67,39 +67,13 @@ class Bytes:
             raise DamagedFile("the saved state is not that of tokenizer=bytes; choose the tokenizer that wrote it")
 
 
-@tokenizers.register("bpe", paper="arXiv:1508.07909")
-class BPE(Learned):
-    """Byte-pair encoding (Sennrich et al. 2016), by default on bytes (GPT-2, Radford et al. 2019).
+class MergedBytes(Learned):
+    """Base of byte-pair encodings: vocabulary and merges, how they are trained, encoding, state."""
 
-    Starting from 256 bytes, the most frequent pair of adjacent tokens inside words becomes a new id, until there are
-    vocab_size - 1 ids; eos is the last id.  If a small corpus has fewer pairs, the remaining ids stay unused.
-
-    byte_fallback  starts from the characters of the text instead (as in LLaMA, arXiv:2302.13971); a character without
-                   an id is written as its bytes, with 256 more ids.  It then takes at least 513 ids
-    normalize      nfkc loses the difference of compatible characters: the text that comes back is the normalized one,
-                   and bits per byte count its bytes
-    dropout        BPE-dropout (Provilkov et al. 2019, arXiv:1910.13267): each merge is left out with this probability
-                   where a training document is tokenized.  Held-out text and prompts are encoded without it.  The
-                   tokens are drawn once, so all epochs see the same
-    """
-
-    def __init__(
-        self,
-        *,
-        vocab_size: Annotated[int, Range(257, 1_000_000), "number of ids, with 256 bytes and eos"] = 2048,
-        digits: Annotated[bool, "each digit is a token of its own"] = False,
-        byte_fallback: Annotated[bool, "tokens are made of characters, and of bytes for rare ones"] = False,
-        normalize: Annotated[Literal["none", "nfkc"], "Unicode normal form of all text before it is encoded"] = "none",
-        dropout: Annotated[float, Range(0, 1, open_high=True), "share of the merges left out in training text"] = 0.0,
-    ) -> None:
+    def __init__(self, vocab_size: int, *, spelling: Spelling = BYTES, dropout: float = 0.0) -> None:
         super().__init__(vocab_size)
-        self.spelling, self.dropout = Spelling(digits, byte_fallback, normalize), dropout
-        if byte_fallback and vocab_size < 513:
-            raise UserError(
-                f"tokenizer.vocab_size={vocab_size} is too small for byte_fallback: bytes, characters and eos need at "
-                "least 513 ids\n    try: tokenizer.vocab_size=2048"
-            )
-        self._set_vocabulary(self.spelling.alphabet, [])
+        self.spelling, self.dropout = spelling, dropout
+        self._set_vocabulary(spelling.alphabet, [])
 
     def _set_vocabulary(self, vocab: dict[str, int], merges: Merges) -> None:
         """Set vocabulary and merges.  Raises DamagedFile, KeyError, TypeError or ValueError if they are not consistent.
@@ -157,9 +131,6 @@ class BPE(Learned):
         """Knobs beside the vocabulary that change the ids, if they differ from their defaults."""
         return self.spelling.settings() | ({"dropout": self.dropout} if self.dropout else {})
 
-    def fast(self, eos: str) -> hf.Tokenizer:
-        return _fast(self._vocab, self._merges, (eos, self.eos), self.spelling)
-
     def restore(self, state: str) -> None:
         saved = state_of(state)
         own = self._settings()
@@ -170,6 +141,42 @@ class BPE(Learned):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DamagedFile(f"the saved state is not that of tokenizer=bpe ({reason})") from error
+
+
+@tokenizers.register("bpe", paper="arXiv:1508.07909")
+class BPE(MergedBytes):
+    """Byte-pair encoding (Sennrich et al. 2016), by default on bytes (GPT-2, Radford et al. 2019).
+
+    Starting from 256 bytes, the most frequent pair of adjacent tokens inside words becomes a new id, until there are
+    vocab_size - 1 ids; eos is the last id.  If a small corpus has fewer pairs, the remaining ids stay unused.
+
+    byte_fallback  starts from the characters of the text instead (as in LLaMA, arXiv:2302.13971); a character without
+                   an id is written as its bytes, with 256 more ids.  It then takes at least 513 ids
+    normalize      nfkc loses the difference of compatible characters: the text that comes back is the normalized one,
+                   and bits per byte count its bytes
+    dropout        BPE-dropout (Provilkov et al. 2019, arXiv:1910.13267): each merge is left out with this probability
+                   where a training document is tokenized.  Held-out text and prompts are encoded without it.  The
+                   tokens are drawn once, so all epochs see the same
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Range(257, 1_000_000), "number of ids, with 256 bytes and eos"] = 2048,
+        digits: Annotated[bool, "each digit is a token of its own"] = False,
+        byte_fallback: Annotated[bool, "tokens are made of characters, and of bytes for rare ones"] = False,
+        normalize: Annotated[Literal["none", "nfkc"], "Unicode normal form of all text before it is encoded"] = "none",
+        dropout: Annotated[float, Range(0, 1, open_high=True), "share of the merges left out in training text"] = 0.0,
+    ) -> None:
+        if byte_fallback and vocab_size < 513:
+            raise UserError(
+                f"tokenizer.vocab_size={vocab_size} is too small for byte_fallback: bytes, characters and eos need at "
+                "least 513 ids\n    try: tokenizer.vocab_size=2048"
+            )
+        super().__init__(vocab_size, spelling=Spelling(digits, byte_fallback, normalize), dropout=dropout)
+
+    def fast(self, eos: str) -> hf.Tokenizer:
+        return _fast(self._vocab, self._merges, (eos, self.eos), self.spelling)
 
 
 @tokenizers.register("symbols")

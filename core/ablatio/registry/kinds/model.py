@@ -216,7 +216,8 @@ class Attention(Protocol):
                          its values through `ctx.with_values` and has a `value_width`
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     same_in_groups       (a name, not a flag) knob that says how many layers, from a multiple of it on, must have this
-                         attention, because the first of them computes what the others use; "": none
+                         attention, because the first of them computes what the others use, and the position of the
+                         first, whose keys they read; "": none
     float32_products     computes matrix products in float32 under 16-bit autocast, such as running sums over a text:
                          more exact, and slower on a GPU than 16-bit products
     waits                (a reason, not a flag) see Mlp
