@@ -33,8 +33,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def finished(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A run to its end."""
+def finished(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    """A run to its end, which may be late where other processes have the cores."""
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=environment())
 
 
