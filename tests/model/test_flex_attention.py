@@ -1,5 +1,6 @@
 """FlexAttention gives the numbers and gradients of the other kernels, or is not chosen; its blocks are torch's."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -218,3 +219,28 @@ def test_batches_and_bounds_share_one_compiled_kernel(monkeypatch: pytest.Monkey
             kernels.attend_by_steps(*(x.detach() for x in tensors()), ctx, scale=0.3, softcap=softcap)
             forms.append(len(compiled))
     assert forms == [1] * 6
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles kernels of a CPU with g++")
+def test_a_compiled_kernel_reads_the_list_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernel for CPUs, which has no backward pass: documents, alibi, a softcap, half the key heads."""
+    monkeypatch.setattr(flex, "DEVICES", ("cpu",))
+    monkeypatch.setattr(flex, "LEAST", 1)
+    length = 300  # three blocks, the last one in part
+    documents = torch.stack([torch.arange(length) // 140, (torch.arange(length) > 3).long()])
+    q, k, v = (torch.randn(2, heads, length, WIDTH) for heads in (HEADS, 2, 2))
+    torch.compiler.reset()
+    found = []
+    for allowed in (True, False):
+        flex.allow(allowed)
+        try:
+            tokens = torch.zeros(2, length, dtype=torch.long)
+            ctx = make_context(tokens, position("alibi").float(), "causal", documents, None, torch.float32)
+            assert (kernels.kernel_for(q, k, v, ctx, bounded=True) == "flex") == allowed
+            with torch.no_grad():
+                found.append(kernels.attend_by_steps(q, k, v, ctx, scale=0.3, softcap=2.0))
+        finally:
+            flex.allow(True)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)

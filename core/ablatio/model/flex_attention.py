@@ -44,9 +44,11 @@ def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
     Not in layers that torch.compile compiles: their kernels compute the masked form.
     """
+    if torch.compiler.is_compiling():
+        return False
     fits = q.shape[2] == k.shape[2] and min(q.shape[-1], v.shape[-1]) >= NARROWEST
     known = compute_dtype(q.device, v.dtype) in DTYPES
-    return fits and known and expected(q.device, q.shape[2]) and not torch.compiler.is_compiling()
+    return fits and known and expected(q.device, q.shape[2])
 
 
 def flex_attention(
@@ -75,12 +77,14 @@ def flex_attention(
     q, k, v = (x.to(dtype) for x in (q, k, v))
     # A tensor, because each number in the code of a kernel makes another kernel: a schedule may change it.
     cap = torch.full((), softcap, dtype=torch.promote_types(dtype, torch.float32), device=q.device)
-    settings = {"block_mask": mask, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
+    settings = {"score_mod": _score(cap if softcap else None, bias), "block_mask": mask, "scale": scale}
+    attend = functools.partial(_kernel(), q, k, v, enable_gqa=q.shape[1] != k.shape[1], **settings)
     out: Tensor
-    out, stored = _kernel()(
-        q, k, v, score_mod=_score(cap if softcap else None, bias), return_aux=AuxRequest(lse=True), **settings
-    )
-    if sinks is not None:  # exp(lse) / (exp(lse) + exp(sink)) of the probability is the keys'
+    if sinks is None:
+        out = attend()
+    else:
+        out, stored = attend(return_aux=AuxRequest(lse=True))
+        # exp(lse) / (exp(lse) + exp(sink)) of the probability is the keys'.
         out = out * (stored.lse - sinks.to(stored.lse.dtype)[:, None]).sigmoid()[..., None]
     return out.to(dtype)
 
