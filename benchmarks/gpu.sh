@@ -29,10 +29,11 @@ step() { # name, limit in seconds, script and its arguments
 }
 
 : >"$OUT/steps.txt"
-step parts 100 gpu_correct.py parts || failed=1
-step runs 90 gpu_correct.py runs || failed=1
-step step 130 gpu_speed.py step
-step attention 60 gpu_speed.py attention
+step parts 90 gpu_correct.py parts || failed=1
+step kernels 50 gpu_correct.py kernels || failed=1
+step runs 80 gpu_correct.py runs || failed=1
+step step 120 gpu_speed.py step
+step attention 80 gpu_speed.py attention
 step generation 60 gpu_speed.py generation
 step shared 60 gpu_speed.py shared
 echo "results in $OUT"

@@ -1,7 +1,8 @@
 """Checks on one card, run by gpu.sh: a GPU gives the CPU's numbers, and a step waits for nothing.
 
-    python benchmarks/gpu_correct.py parts|runs --out FILE [--tiny]
+    python benchmarks/gpu_correct.py parts|kernels|runs --out FILE [--tiny]
 
+kernels  FlexAttention against the other kernels: outputs and gradients of documents, windows, alibi, softcap, sinks
 parts  each option of each kind of model part: loss and gradient in float32 against the CPU, in bfloat16 against
        float32, and what makes a step wait for the device (torch.cuda.set_sync_debug_mode)
 runs   16 bits with a loss scale, a resume with averages, the ratio before an update, determinism of two equal runs
@@ -19,11 +20,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ablatio.model import flex_attention
 from ablatio.model.build import build_model
 from ablatio.registry.discovery import load
 from ablatio.registry.registry import REGISTRIES
@@ -39,13 +42,18 @@ RUN = (
 
 def main() -> int:
     options = argparse.ArgumentParser()
-    options.add_argument("what", choices=("parts", "runs"))
+    options.add_argument("what", choices=("parts", "kernels", "runs"))
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--tiny", action="store_true")
     given = options.parse_args()
     device = "cpu" if given.tiny else "cuda"
     load()
-    found = parts(device, given.tiny) if given.what == "parts" else runs(device)
+    checks = {
+        "parts": partial(parts, device, given.tiny),
+        "kernels": partial(kernels, device),
+        "runs": partial(runs, device),
+    }
+    found = checks[given.what]()
     card = "cpu" if device == "cpu" else torch.cuda.get_device_name()
     given.out.write_text(json.dumps({"card": card, "torch": torch.__version__, **found}, indent=1))
     for name in found["failed"]:
@@ -75,6 +83,42 @@ def parts(device: str, tiny: bool) -> dict[str, Any]:
             except Exception as error:
                 failed[name] = f"{type(error).__name__}: {error}"
     return {"checked": checked, "failed": failed, "waits": waits}
+
+
+KERNEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {  # position, knobs of the attention
+    "documents": ("rope", {}), "alibi": ("alibi", {}), "softcap": ("rope", {"softcap": 5.0}),
+    "sinks": ("rope", {"sinks": True}), "all": ("alibi", {"softcap": 5.0, "sinks": True}),
+}  # fmt: skip
+
+
+def kernels(device: str) -> dict[str, Any]:
+    """Check whole models on packed rows in float32: loss and gradients with FlexAttention and without it."""
+    torch.set_float32_matmul_precision("highest")
+    failed, length = dict[str, str](), 768 if device == "cuda" else 64
+    for name, (position, knobs) in KERNEL_CASES.items():
+        config = tiny_models.config(
+            REGISTRIES["attention"]["gqa"], knobs, d_model=256, n_heads=4, n_layers=2, max_len=length
+        )
+        config["position"] = {"name": position, **REGISTRIES["position"][position].defaults}
+        net, row = build_model(config, tiny_models.VOCAB).to(device), tiny_models.example(2, length)
+        row.segments = torch.arange(length).div(length // 3, rounding_mode="floor").expand(2, -1).contiguous()
+        batch, found = row.to(device), []
+        try:
+            for allowed in (True, False):
+                flex_attention.allow(allowed)
+                net.zero_grad()
+                tiny_models.mean_loss(net, batch).backward()
+                found.append({n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None})
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+            continue
+        finally:
+            flex_attention.allow(True)
+        for parameter, gradient in found[1].items():
+            gap = float((found[0][parameter] - gradient).norm())
+            if gap > 10 * FLOAT32 * float(gradient.norm()) + 1e-7:
+                failed[name] = f"the gradient of {parameter} differs by {gap:.3g}"
+    return {"checked": len(KERNEL_CASES), "failed": failed}
 
 
 def step(entry: Any, device: str, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -4,7 +4,7 @@
 
 step        tokens/s and share of peak FLOPs (MFU) of GPT-2 at 124 M in bfloat16, eager and compiled, per block of
             logits, against transformers
-attention   milliseconds, forward and backward, with a causal mask, a document mask, and alibi
+attention   milliseconds, forward and backward, of each mask, bias and bound by FlexAttention and by the other kernels
 generation  tokens/s of sampled rollouts
 shared      seconds of a sweep of eight runs on the card, against one after the other
 
@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from ablatio.config import schema
-from ablatio.model import cross_entropy
-from ablatio.model.attention.kernels import attend
+from ablatio.model import cross_entropy, flex_attention
+from ablatio.model.attention.kernels import AttentionView, attend, attend_by_steps, kernel_for
 from ablatio.model.build import build_model
 from ablatio.model.context import make_context
 from ablatio.model.cost.flops import cost_of
@@ -136,7 +136,7 @@ def steps(device: str, tiny: bool) -> list[dict[str, Any]]:
 
 
 def attention(device: str, tiny: bool) -> list[dict[str, Any]]:
-    """Softmax attention alone, in bfloat16."""
+    """Softmax attention alone, in bfloat16: each case with FlexAttention where it is chosen, and without it."""
     found = []
     heads, width, rows = (2, 16, 2) if tiny else (12, 64, 8)
     for length in (64,) if tiny else (1024, 4096):
@@ -145,20 +145,40 @@ def attention(device: str, tiny: bool) -> list[dict[str, Any]]:
         alibi = REGISTRIES["position"].build(
             "alibi", {}, d_model=heads * width, d_head=width, n_heads=heads, n_layers=2, max_len=length, causal=True
         ).to(device)  # fmt: skip
-        cases = {"causal": (None, None), "documents": (None, documents), "alibi": (alibi, None)}
-        for name, (position, segments) in cases.items():
+        cases: dict[str, dict[str, Any]] = {
+            "causal": {}, "documents": {"segments": documents}, "window": {"window": length // 8},
+            "alibi": {"position": alibi}, "alibi, documents": {"position": alibi, "segments": documents},
+            "softcap": {"softcap": 50.0}, "sinks": {"sinks": torch.zeros(heads, device=device, requires_grad=True)},
+        }  # fmt: skip
+        for name, case in cases.items():
             q, k, v = (
                 torch.randn(rows, heads, length, width, device=device, dtype=torch.bfloat16, requires_grad=True)
                 for _ in range(3)
             )
-
-            def work(x: Any = (q, k, v), given: Any = (tokens, position, segments)) -> None:
-                with torch.autocast(device, dtype=torch.bfloat16):
-                    ctx = make_context(given[0], given[1], "causal", given[2], None, torch.bfloat16)
-                    attend(*x, ctx).sum().backward()
-
-            found.append({"mask": name, "length": length, "ms": 1e3 * seconds(work, device, 2 if tiny else 10)})
+            for allowed in (True, False):
+                flex_attention.allow(allowed)
+                kernel = attend_case(tokens, (q, k, v), case)[1]
+                if allowed or found[-1]["kernel"] == "flex":
+                    took = seconds(
+                        lambda x=(q, k, v), c=case, t=tokens: attend_case(t, x, c), device, 2 if tiny else 10
+                    )
+                    found.append({"mask": name, "length": length, "kernel": kernel, "ms": 1e3 * took})
+    flex_attention.allow(True)
     return found
+
+
+def attend_case(tokens: torch.Tensor, x: Any, case: dict[str, Any]) -> tuple[torch.Tensor, str]:
+    """Forward and backward pass of one case: (output, kernel); context and mask are made anew, as in each step."""
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        ctx: Any = make_context(tokens, case.get("position"), "causal", case.get("segments"), None, torch.bfloat16)
+        if window := case.get("window"):
+            near = (ctx.q_pos[:, None] - ctx.k_pos[None]).abs() < window
+            ctx = AttentionView.of(ctx, near, window)
+        bounds = {name: case[name] for name in ("softcap", "sinks") if name in case}
+        kernel = kernel_for(*x, ctx, bounded=bool(bounds))
+        y = attend_by_steps(*x, ctx, scale=x[0].shape[-1] ** -0.5, **bounds) if bounds else attend(*x, ctx)
+        y.sum().backward()
+    return y.detach(), kernel
 
 
 def generation(device: str, tiny: bool) -> list[dict[str, Any]]:

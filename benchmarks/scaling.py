@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--json FILE] [--page FILE]
 
-Nothing here is measured but the computing time of the job `cores` (results/strategies.json).  Time of a step on n
-devices:
+Nothing here is measured but the computing time of the job `cores` (results/strategies.json) and how long two stages of
+a pipeline were idle (results/pipeline.json).  Time of a step on n devices:
 
     t(n) = s(n) t(1) + sum of c that nothing hides + sum over passes of max(sum of its c - o p t(1) s(n), its first c)
 
@@ -11,6 +11,12 @@ s  share of the work that the slowest device has: 1 / n if it divides evenly, 1 
 c  time of a collective: bytes / bandwidth + messages x latency
 p  share of a pass (forward, backward) in the computing time; o: part of it behind which what is sent can be hidden.
    The first collective of a pass, or the last one, has nothing to hide behind
+
+A pipeline of p stages passes m microbatches through them.  Its slowest stage sets the pace of m + p - 1 turns:
+
+    t(p) = (m + p - 1) (s(p) t(1) / m + 2 c)
+
+c is the time in which the residual stream of a microbatch, or its gradient, goes to the next stage; nothing hides it.
 
 Gathers and scatters go around a ring, n - 1 messages; sums over a tree, 2 log2 n messages, of which those between nodes
 are slow.  Each device of a node has a connection of its own to the other nodes.  Efficiency is the speed of n devices
@@ -37,6 +43,7 @@ TITLES = {
     "rows": "GPUs, 16 rows each",
     "batch": "GPUs, 1024 rows in all",
     "divided": "GPUs, layers or tokens divided",
+    "pipeline": "GPUs, layers in stages, m microbatches of 1024 rows in all",
     "cores": "cores over Ethernet",
 }
 
@@ -77,7 +84,7 @@ class Job:
     seconds    computing time of a step
     head       share of the computing time in embedding and head, which `tensor` does not divide
     attention  share of scores and weighted sums of the attention, which `context` divides unevenly
-    tokens     of the rows that all devices have: `tensor`, `context`
+    tokens     of the rows that all devices have: `tensor`, `context`, pipeline
     """
 
     model: Model
@@ -110,6 +117,23 @@ def step_seconds(strategy: str, job: Job, machine: Machine, world: int) -> float
     return computing + exposed
 
 
+def stage_share(job: Job, stages: int) -> float:
+    """Share of the computing time of one device that the slowest stage has: the first, or the last, with the head."""
+    layers = job.model.n_layers
+    each = (1 - job.head) / layers
+    return max(-(-layers // stages) * each, layers // stages * each + job.head)
+
+
+def pipeline_efficiency(job: Job, machine: Machine, stages: int, microbatches: int) -> float:
+    """Speed of a pipeline of `stages` devices / (`stages` times that of one)."""
+    if stages == 1:
+        return 1.0
+    near = stages <= machine.per_node  # else the slowest connection of two stages is between nodes
+    sent = job.tokens / microbatches * job.model.activation / (machine.inside if near else machine.between)
+    turn = stage_share(job, stages) * job.seconds / microbatches + 2 * (sent + (machine.near if near else machine.far))
+    return job.seconds / (stages * (microbatches + stages - 1) * turn)
+
+
 def efficiency(strategy: str, job: Job, machine: Machine, world: int) -> float:
     """Speed of `world` devices / (`world` times that of one)."""
     return (1 / world if job.fixed else 1.0) * job.seconds / step_seconds(strategy, job, machine, world)
@@ -121,6 +145,7 @@ ETHERNET = Machine(per_node=1, inside=1.0e9, between=1.0e9, near=3e-5, far=3e-5,
 PEAK, REACHED = 989e12, 0.4  # FLOPs per second of an H100 SXM in bf16, and the part that training reaches
 PRESET, ROWS, LONG = ("preset=pythia", "size=1.4b"), 16, 2**17
 BATCH = 1024  # rows
+MICROBATCHES = (1, 4, 16)  # for each stage
 SENT = 2  # bytes of a number of the residual stream, of a key or a value: bf16
 
 
@@ -145,22 +170,29 @@ def jobs() -> dict[str, Job]:
         "rows": Job(model, seconds, False),
         "batch": Job(model, seconds * BATCH / ROWS, True),
         "tensor": Job(model, seconds, True, head=head, tokens=tokens),
+        "pipeline": Job(model, seconds * BATCH / ROWS, True, head=head, tokens=BATCH * spec.length),
         "context": Job(model, one * LONG / (PEAK * REACHED), True, attention=(two - one) / one, tokens=LONG),
         "cores": Job(Model(core["ddp"]["sent_formula"], 0.0, measured["n_layers"]), core["one"]["cpu_seconds"], False),
     }
 
 
 def simulate(work: Mapping[str, Job]) -> dict[str, dict[str, dict[str, float]]]:
-    """Efficiency by table, strategy and number of devices; `tensor` stays within a node."""
+    """Efficiency by table, strategy and number of devices; `tensor` stays within a node, a stage has a layer."""
 
     def row(strategy: str, job: str, machine: Machine) -> dict[str, float]:
         worlds = [n for n in DEVICES if strategy != "tensor" or n <= machine.per_node]
         return {str(n): round(efficiency(strategy, work[job], machine, n), 4) for n in worlds}
 
+    def stages(factor: int) -> dict[str, float]:
+        job = work["pipeline"]
+        worlds = [n for n in DEVICES if n <= job.model.n_layers]
+        return {str(n): round(pipeline_efficiency(job, H100, n, factor * n), 4) for n in worlds}
+
     return {
         "rows": {name: row(name, "rows", H100) for name in BY_ROWS},
         "batch": {name: row(name, "batch", H100) for name in BY_ROWS},
         "divided": {name: row(name, name, H100) for name in ("tensor", "context")},
+        "pipeline": {f"m = {k} p" if k > 1 else "m = p": stages(k) for k in MICROBATCHES},
         "cores": {name: row(name, "cores", ETHERNET) for name in BY_ROWS},
     }
 
@@ -184,7 +216,17 @@ def tables(found: Mapping[str, Any]) -> str:
         for strategy, values in found["efficiency"][name].items():
             lines.append([f"`{strategy}`", *(f"{values[n]:.2f}" if n in values else "" for n in lines[0][1:])])
         parts.append("\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), ""]))
-    return "\n" + "\n".join(parts) + "\n"
+    return "\n" + "\n".join([*parts, idle()]) + "\n"
+
+
+def idle() -> str:
+    """Table of what share of a step two stages on CPU processes were idle, as it was measured and by the formula."""
+    measured = json.loads((RESULTS / "pipeline.json").read_text(encoding="utf-8"))["strategies"]
+    lines = [["two CPU processes", "m", "idle by the formula", "measured"], ["---"] * 4]
+    for name, schedule in (("pipeline 1f1b", "1f1b"), ("pipeline gpipe", "gpipe"), ("pipeline of 2", "1f1b")):
+        share = measured[name]["idle_formula"]  # 1 / (m + 1)
+        lines.append([f"`{schedule}`", f"{1 / share - 1:.0f}", f"{share:.2f}", f"{measured[name]['idle']:.2f}"])
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), ""])
 
 
 def written(text: str, found: Mapping[str, Any]) -> str:

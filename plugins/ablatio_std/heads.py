@@ -17,6 +17,8 @@ class Plain(nn.Module):
     Source: the head of every language model without a bound on its logits.
     """
 
+    elementwise = True
+
     def forward(self, logits: Tensor) -> Tensor:
         return logits
 
@@ -27,6 +29,8 @@ class Softcap(nn.Module):
 
     The NanoGPT speedrun has a cap of 15.
     """
+
+    elementwise = True
 
     def __init__(self, *, cap: Cap = 30.0) -> None:
         super().__init__()
@@ -43,6 +47,8 @@ class InverseSquareRoot(nn.Module):
     The softcap of the speedrun's track of medium models since 16 April 2025.
     """
 
+    elementwise = True
+
     def __init__(self, *, cap: Cap = 15.0) -> None:
         super().__init__()
         self.cap = cap
@@ -58,6 +64,8 @@ class Rescaled(nn.Module):
     With shift = 0 and scale = 4 width it is softcap with the cap 2 width, raised by 2 width, which the softmax does not
     see.  The shift makes it asymmetric: large logits are bounded more than small ones.
     """
+
+    elementwise = True
 
     def __init__(
         self,

@@ -37,8 +37,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def finished(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A run to its end."""
+def finished(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    """A run to its end, which may be late where other processes have the cores."""
     return warm_python.run(["-m", "ablatio", "train", *words], timeout=timeout, env=environment())
 
 

@@ -14,6 +14,8 @@ from ablatio.model.tensor_parallel import Devices
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models, two_threads
 
+CURVED = {"softcap": {"cap": 0.5}, "isru": {"cap": 0.5}, "sigmoid": {"width": 0.5}}  # where small logits are bent
+
 
 def built(**changes: Any) -> Any:
     """A model in float64 none of whose weights is zero."""
@@ -51,10 +53,11 @@ def of_logits(net: Any) -> Tensor:
     return (found.logps * torch.linspace(0, 1, 24).view(2, 12)).sum() + found.collision.sum()
 
 
+@pytest.mark.parametrize("head", ["plain", "softcap", "isru", "sigmoid"])
 @pytest.mark.parametrize("loss", [plain, with_weights, of_logits])
 @pytest.mark.parametrize("tied", [True, False])
-def test_loss_and_gradients(loss: Callable[[Any], Tensor], tied: bool) -> None:
-    net = built(tied=tied)
+def test_loss_and_gradients(loss: Callable[[Any], Tensor], tied: bool, head: str) -> None:
+    net = built(entry=REGISTRIES["head"][head], knobs=CURVED.get(head), tied=tied)
     found, whole = two_threads.vocabulary_gradients(net, loss), loss(net)
     whole.backward()
     tables = [name for name, p in net.named_parameters() if len(p) == tiny_models.VOCAB]
@@ -71,8 +74,9 @@ def test_loss_and_gradients(loss: Callable[[Any], Tensor], tied: bool) -> None:
             torch.testing.assert_close(own[name], p.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_scores_and_logits() -> None:
-    net, example = built(), weighted()
+@pytest.mark.parametrize("head", ["plain", "softcap"])
+def test_scores_and_logits(head: str) -> None:
+    net, example = built(entry=REGISTRIES["head"][head], knobs=CURVED.get(head)), weighted()
     example.targets[1] = net(example.inputs)[1].argmax(-1)
     losses, hits = net.token_scores(example)
     chosen, logits = net.scored_targets(example), net(example.inputs)

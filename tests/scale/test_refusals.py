@@ -146,3 +146,12 @@ def test_weights_without_a_gradient_in_an_engine(tmp_path: Path, strategy: str) 
                     "model.max_len=64", "model.tied=false", f"out={tmp_path}", "name=run")  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "no gradient reaches lm_head.weight" in done.stderr and "try: strategy=fsdp" in done.stderr
+
+
+def test_a_map_of_all_logits_of_a_token_on_a_divided_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option of ours is one; a plugin's is, unless it says the fact `elementwise`."""
+    words = [*TINY, "strategy=tensor", "strategy.vocabulary=true", "trainer.devices=2", "model.vocab_size=260"]
+    compose_run([*words, "head=softcap"])
+    monkeypatch.setitem(kinds.heads["softcap"].facts, "elementwise", False)
+    with pytest.raises(ConfigError, match=r"head=softcap maps all logits(.|\n)*try: .*strategy.vocabulary=false"):
+        compose_run([*words, "head=softcap"])

@@ -80,7 +80,14 @@ TOKENS_FURTHER = {
 }
 ROWS = ("strategy.vocabulary=true", "model.vocab_size=260")  # 257 ids and three unused rows
 VOCABULARY: dict[str, Sequence[str]] = {
-    "pretrain": (*ROWS, "train.accumulate=2", "stabilizer=[clip,ema]", "train.label_smoothing=0.1"),
+    "pretrain": (
+        *ROWS,
+        "train.accumulate=2",
+        "stabilizer=[clip,ema]",
+        "train.label_smoothing=0.1",
+        "head=softcap",
+        "head.cap=2",
+    ),
     "untied": (*ROWS, "model.tied=false", "optimizer=lion", "train.batch_size=3", "objective=multi_token"),
     "masked_lm": (*ROWS, "architecture=encoder", "objective=masked_lm", "checkpointing=full"),
     "sft": (*FURTHER["sft"], *ROWS[:1], "model.vocab_size=262", "stabilizer=[clip,embedding_shrink]"),

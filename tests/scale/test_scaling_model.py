@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ablatio.model.stages import layer_ranges
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 WORLDS = (2, 3, 8, 16, 1024)
@@ -93,6 +95,39 @@ def test_bytes_are_those_that_were_counted(scaling: Any) -> None:
     for strategy in ("ddp", "fsdp", "zero1", "zero2"):
         wanted = sum(each.sent(2) for each in traffic.with_whole_sums(traffic.collectives(strategy, model)))
         assert measured["strategies"][strategy]["sent_bytes"] == pytest.approx(wanted, rel=1e-3), strategy
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 2), (4, 16), (8, 3)])
+def test_turns_of_a_pipeline_are_those_of_a_walk(
+    scaling: Any, found: dict[str, Any], stages: int, microbatches: int
+) -> None:
+    """Every stage takes a microbatch when it is free and the stage before has it done, forward and then backward."""
+    job = jobs_of(scaling, found)["pipeline"]
+    turn = scaling.stage_share(job, stages) * job.seconds / microbatches  # of both passes, equally long here
+    free = [0.0] * stages
+    for order in (range(stages), reversed(range(stages))):
+        line = [*order]
+        for _ in range(microbatches):
+            done = 0.0
+            for stage in line:
+                free[stage] = done = max(free[stage], done) + turn / 2
+        free = [max(free)] * stages if line[0] == 0 else free
+    network = scaling.Machine(8, float("inf"), float("inf"), 0.0, 0.0, 0.0)
+    at = scaling.pipeline_efficiency(job, network, stages, microbatches)
+    assert at == pytest.approx(job.seconds / (stages * max(free)))
+
+
+def test_stages_of_a_pipeline_are_those_of_the_strategy(scaling: Any, found: dict[str, Any]) -> None:
+    job = replace(jobs_of(scaling, found)["pipeline"], head=0.1)
+    layers = job.model.n_layers
+    for stages in range(1, layers + 1):
+        parts = [0.9 * len(part) / layers for part in layer_ranges(layers, stages)]
+        parts[-1] += 0.1
+        assert scaling.stage_share(job, stages) == pytest.approx(max(parts))
+    for worse in ({"inside": 1e6}, {"near": 1e-3}):
+        slow = replace(scaling.H100, **worse)
+        assert scaling.pipeline_efficiency(job, slow, 4, 16) < scaling.pipeline_efficiency(job, scaling.H100, 4, 16)
+    assert scaling.pipeline_efficiency(job, scaling.H100, 1, 4) == 1
 
 
 def test_ddp_by_hand(scaling: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablatio.model import flex_attention as flex
 from ablatio.model.example import SHARED, positions_in_documents
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.number_format import precise, without_autocast
@@ -35,6 +36,30 @@ class Record:
         self.losses: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.further, self.further_caches = further, further_caches
+
+
+class Bias:
+    """A position's bias on the attention logits of one pass.
+
+    of_pair  function (head, query position, key position) -> the bias of one pair, for a kernel that computes it; None
+             if it depends on weights or on more than that
+    later    True if the bias of all pairs is made when it is first read: a kernel may do without
+    """
+
+    __slots__ = ("_dense", "_make", "of_pair")
+
+    def __init__(
+        self, make: Callable[[], Tensor], of_pair: Callable[..., Tensor] | None = None, *, later: bool
+    ) -> None:
+        self._make, self.of_pair = make, of_pair
+        self._dense = None if later else make()
+
+    @property
+    def dense(self) -> Tensor:
+        """The bias of all pairs: (H, T, S) or (B, H, T, S)."""
+        if self._dense is None:
+            self._dense = self._make()
+        return self._dense
 
 
 class Store:
@@ -84,7 +109,7 @@ class Context:
 
     q_pos, k_pos            (T,), (S,) or (B, T), (B, S): positions of queries and keys in their documents
     segments, key_segments  (B, T), (B, S): documents; tokens see only their own; None: one document per row
-    bias                    (H, T, S) or (B, H, T, S): the position's bias on the attention logits
+    logit_bias              the position's bias on the attention logits; `bias` is that of all pairs
     opened                  (B, S): True for tokens that their whole document sees, earlier tokens too (a prefix)
     prepared, prepared_keys passed to the position's `rotate` instead of q_pos, k_pos, if the position prepares them
     memory                  (B, S, D): encoder states for keys and values in cross-attention; None in self-attention
@@ -102,7 +127,7 @@ class Context:
     segments: Tensor | None = None
     key_segments: Tensor | None = None
     cache: KVCache | None = None
-    bias: Tensor | None = None
+    logit_bias: Bias | None = None
     prepared: Any = None
     prepared_keys: Any = None
     opened: Tensor | None = None
@@ -126,9 +151,14 @@ class Context:
         return self.k_pos.shape[-1]
 
     @property
+    def bias(self) -> Tensor | None:
+        """The position's bias on the attention logits, (H, T, S) or (B, H, T, S); None if it has none."""
+        return None if self.logit_bias is None else self.logit_bias.dense
+
+    @property
     def is_causal(self) -> bool:
         """True if the plain causal mask is exact: no bias, one document, no prefix, empty cache."""
-        plain = self.bias is None and self.segments is None and self.opened is None and self.tree is None
+        plain = self.logit_bias is None and self.segments is None and self.opened is None and self.tree is None
         return self.mask == "causal" and plain and self.past == 0
 
     def add_loss(self, name: str, value: Tensor) -> None:
@@ -227,15 +257,15 @@ class Context:
             position, self.q_pos, self.k_pos, self.key_segments, self.past, dtype
         )
         return replace(
-            self, position=position, bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared=Store()
+            self, position=position, logit_bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared=Store()
         )
 
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """Return this context with other positions, as given by `place`; the mask does not change."""
         q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position
-        bias = _bias_of(position, q_pos, k_pos, dtype) if self.bias is not None else None
+        bias = None if self.logit_bias is None else _bias_of(position, q_pos, k_pos, dtype)
         prepared = None if self.prepared is None else position.prepare(q_pos, precise(dtype), k_pos.amax() + 1)
-        return replace(self, q_pos=q_pos, k_pos=k_pos, bias=bias, prepared=prepared, _shared=Store())
+        return replace(self, q_pos=q_pos, k_pos=k_pos, logit_bias=bias, prepared=prepared, _shared=Store())
 
     def _remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return self.cache.update(layer, k, v) if self.cache is not None else (k, v)
@@ -315,7 +345,7 @@ def make_context(
 
 def _of_position(
     position: Any, q_pos: Tensor, k_pos: Tensor, key_segments: Tensor | None, past: int, dtype: torch.dtype
-) -> tuple[Tensor | None, Any, Any]:
+) -> tuple[Bias | None, Any, Any]:
     """(bias on the logits, what `rotate` gets for queries, and for cached keys) of a position encoding."""
     bias = _bias_of(position, q_pos, k_pos, dtype) if hasattr(position, "bias") else None
     if not hasattr(position, "prepare"):
@@ -326,11 +356,17 @@ def _of_position(
     return bias, prepared, position.prepare(k_pos, dtype, seen) if late else None
 
 
-def _bias_of(position: Any, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias_of(position: Any, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Bias:
     """The position's bias in float32 or wider, under autocast too: in bfloat16 alibi has 641 biases for 2048 keys."""
-    with without_autocast(q_pos.device):
-        bias: Tensor = position.bias(q_pos, k_pos)
-    return bias.to(precise(dtype))
+
+    def dense() -> Tensor:
+        with without_autocast(q_pos.device):
+            bias: Tensor = position.bias(q_pos, k_pos)
+        return bias.to(precise(dtype))
+
+    pair_bias = getattr(position, "pair_bias", None)
+    of_pair = None if pair_bias is None else pair_bias()
+    return Bias(dense, of_pair, later=of_pair is not None and flex.expected(q_pos.device, q_pos.shape[-1]))
 
 
 def _cross(

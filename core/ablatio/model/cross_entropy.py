@@ -53,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             block, target = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(wide)
             if logit_map is not None:
-                products, mapped, logits = _mapped(logits, logit_map)
+                products, mapped, logits = mapped_logits(logits, logit_map)
             largest = logits.amax(-1)
             target_logits = logits.gather(-1, target)[:, 0]  # (rows,)
             if smoothing:
@@ -97,8 +97,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, d_weight, None, None, None, None, None, None, None, None
 
 
-def _mapped(logits: Tensor, logit_map: LogitMap) -> tuple[Tensor, Tensor, Tensor]:
-    """(products, mapped logits with a graph from the products, a copy of them that may be overwritten)."""
+def mapped_logits(logits: Tensor, logit_map: LogitMap) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the products, the mapped logits with a graph from them, and a copy of these that may be overwritten."""
     with torch.enable_grad():
         products = logits.detach().requires_grad_()
         mapped = logit_map(products)

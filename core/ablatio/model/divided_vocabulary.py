@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ablatio.errors import UserError
-from ablatio.model.cross_entropy import add_product, block_rows
+from ablatio.model.cross_entropy import LogitMap, add_product, block_rows, mapped_logits
 from ablatio.model.kept_copies import in_dtype
 from ablatio.model.number_format import compute_dtype, precise
 from ablatio.model.tensor_parallel import Devices
@@ -75,25 +75,29 @@ class DividedVocabulary:
         *,
         z_loss: float = 0.0,
         smoothing: float = 0.0,
+        logit_map: LogitMap | None = None,
     ) -> Tensor:
-        """`ablatio.model.cross_entropy.linear_cross_entropy` with the rows of all devices."""
+        """`ablatio.model.cross_entropy.linear_cross_entropy` with the rows of all devices; `logit_map` elementwise."""
         weight = self.devices.own(self.head.weight, 0)
         if not torch.is_grad_enabled():
             hidden, weight = hidden.detach(), weight.detach()
         hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
         result: Tensor = _DividedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, targets, row_weights, self, z_loss, smoothing
+            hidden, weight, targets, row_weights, self, z_loss, smoothing, logit_map
         )
         return result
 
     @torch.no_grad()
-    def token_scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """`ablatio.model.cross_entropy.token_scores` with the rows of all devices."""
+    def token_scores(
+        self, hidden: Tensor, targets: Tensor, *, logit_map: LogitMap | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`ablatio.model.cross_entropy.token_scores` with the rows of all devices; `logit_map` elementwise."""
         hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
         matrix = in_dtype(self.devices.own(self.head.weight, 0), hidden.dtype)
         found = []
         for block, target in self._blocks(hidden, targets):
             logits = (block @ matrix.T).to(precise(hidden.dtype))
+            logits = logits if logit_map is None else logit_map(logits)
             largest, log_z, target_logits = self._normalizer(logits, target)
             best = torch.where(logits.amax(-1) == largest, logits.argmax(-1) + self.start, self.vocab)
             found.append((log_z - target_logits, self.each(best).amin(0) == target))
@@ -144,6 +148,7 @@ class _DividedCrossEntropy(torch.autograd.Function):
         divided: DividedVocabulary,
         z_loss: float,
         smoothing: float,
+        logit_map: LogitMap | None,
     ) -> Tensor:
         wide, matrix = precise(hidden.dtype), in_dtype(weight, hidden.dtype)
         total, learns = hidden.new_zeros((), dtype=wide), hidden.requires_grad or weight.requires_grad
@@ -152,6 +157,8 @@ class _DividedCrossEntropy(torch.autograd.Function):
         scales = torch.ones_like(targets, dtype=wide) if row_weights is None else row_weights.to(wide)
         for block, target, scale in divided._blocks(hidden, targets, scales):
             logits = (block @ matrix.T).to(wide)
+            if logit_map is not None:
+                products, mapped, logits = mapped_logits(logits, logit_map)
             _, log_z, wanted = divided._normalizer(logits, target, smoothing)
             losses = log_z - wanted + z_loss * log_z.square() if z_loss else log_z - wanted
             total += (losses * scale).sum()
@@ -163,7 +170,10 @@ class _DividedCrossEntropy(torch.autograd.Function):
                     probs.sub_(smoothing / divided.vocab)
                 place, inside = divided._places(target)
                 probs.scatter_add_(-1, place[:, None], (inside.to(wide) * (smoothing - 1.0))[:, None])
-                d_logits = probs.mul_(scale[:, None]).to(hidden.dtype)
+                d_logits = probs.mul_(scale[:, None])
+                if logit_map is not None:
+                    (d_logits,) = torch.autograd.grad(mapped, products, d_logits)
+                d_logits = d_logits.to(hidden.dtype)
                 torch.mm(d_logits, matrix, out=d_hidden[start : start + len(block)])
                 add_product(d_weight, d_logits, block, first=start == 0)
             start += len(block)
@@ -175,4 +185,13 @@ class _DividedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None
+        return (
+            d_hidden * grad.to(d_hidden.dtype),
+            d_weight * grad.to(d_weight.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

@@ -183,10 +183,10 @@ class LanguageModel(nn.Module):
         if weights is not None and (kept := scored_rows(weights)) is not None:
             hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
         given: dict[str, Any] = {"z_loss": self.z_loss, "smoothing": self.smoothing}
-        if self.divided is not None:  # refused with a map of logits, which may read all of a token's
+        given["logit_map"] = self.logit_map
+        if self.divided is not None:  # refused with a map that is not elementwise
             return self.divided.cross_entropy(hidden, targets, weights, **given)
-        given |= {"logit_map": self.logit_map, "tie": tie}
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, **given)
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, tie=tie, **given)
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
@@ -217,7 +217,7 @@ class LanguageModel(nn.Module):
     def _scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and top-1 hit of each target: (N, W), (N,) -> (N,) each."""
         if self.divided is not None:
-            return self.divided.token_scores(hidden, targets)
+            return self.divided.token_scores(hidden, targets, logit_map=self.logit_map)
         return token_scores(hidden, self.lm_head.weight, targets, logit_map=self.logit_map)
 
     def token_losses(self, example: Example) -> Tensor:

@@ -169,6 +169,7 @@ class Divided:
                 if (own := getattr(self.part, method, None)) is not None:
                     call = self._bias if method == "bias" else self._call
                     setattr(self.part, method, partial(call, own))
+            self.part.pair_bias = None  # it knows all heads
             return
         for _, _, module in _named(self.part, "column_parallel"):
             if module is not None:

@@ -24,6 +24,7 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models
 
 WORLD, STEPS, BATCHES, ROWS = 2, 3, 2, 4
+WAIT = 240.0  # seconds for a process to come or to answer: on two cores with a load of 17, importing torch took over 60
 TENSORS = "tensors.safetensors"
 # A server without threads, which imports torch and Lightning once, forks the ranks of all calls.
 SERVER = mp.get_context("forkserver")
@@ -59,7 +60,7 @@ def train(
         for process in processes:
             process.start()
         for process in processes:
-            process.join(240)
+            process.join(WAIT + 60)
             process.kill()
         for rank in range(world):
             if (failed := Path(folder, f"failed{rank}")).exists():
@@ -83,7 +84,7 @@ def _rank(
         importlib.import_module(module)
         facts = REGISTRIES["strategy"][name].facts
         same_rows = sharing(facts, knobs, world)
-        with joined(place, torch.device("cpu"), 60.0, facts["splits"], same_rows) as ranks, using(ranks):
+        with joined(place, torch.device("cpu"), WAIT, facts["splits"], same_rows) as ranks, using(ranks):
             built: Any = REGISTRIES["strategy"].build(name, knobs, ranks=ranks)
             found = _steps(built, ranks, piece)
             if ranks.first:

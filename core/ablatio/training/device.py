@@ -13,6 +13,7 @@ import torch
 
 from ablatio.data.workers import available_cores
 from ablatio.errors import EnvironmentFault
+from ablatio.model import flex_attention
 from ablatio.registry.kinds.launch_types import GPU_RUNS
 from ablatio.training.rank_environment import Place
 
@@ -34,11 +35,13 @@ class Machine:
     precision  32: float32; tf32: float32 whose matrix products a GPU rounds to 10 bits of mantissa; bf16, 16: matrix
                products in 16 bits (autocast), weights and optimizer state in float32
     threads    threads of torch on the CPU
+    flex_attention  whether attention may take FlexAttention on a GPU
     """
 
     device: str
     precision: str
     threads: int
+    flex_attention: bool = True
 
     @classmethod
     def choose(cls, trainer: Mapping[str, Any], place: Place | None = None) -> "Machine":
@@ -70,11 +73,13 @@ class Machine:
                 f"trainer.threads={threads} came, and the environment has OMP_THREAD_LIMIT={most}: torch would leave "
                 f"parts of its results unset\n    try: trainer.threads={most}"
             )
-        return cls(device, precision, threads or max(1, cores() // (place.local_world if place else 1)))
+        each = threads or max(1, cores() // (place.local_world if place else 1))
+        return cls(device, precision, each, trainer.get("flex_attention", True))
 
     def prepare(self, width: int) -> None:
         """Apply these settings to torch, for a model with d_model = `width`."""
         torch.set_num_threads(self.threads)
+        flex_attention.allow(self.flex_attention)
         # Set explicitly for each run: a sweep forks its runs from a process that may have timed a wider model before.
         # Of a run in 16 bits, float32 products are those of 16-bit numbers and running sums: TF32 adds up in float32.
         rounded = self.device == "cuda" and self.precision != "32"

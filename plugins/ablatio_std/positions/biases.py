@@ -4,6 +4,7 @@ A new bias is a function of `distances(q_pos, k_pos)`, (1, T, S) or (B, 1, T, S)
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -30,6 +31,10 @@ class Alibi(nn.Module):
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return -self.slopes * distances(q_pos, k_pos).abs()
+
+    def pair_bias(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        slopes = self.slopes[:, 0, 0]
+        return lambda head, query, key: -slopes[head] * (query - key).abs()
 
 
 def alibi_slopes(n_heads: int) -> list[float]:

@@ -99,8 +99,8 @@ _refuse(
     "strategy.vocabulary=false",
 )
 _refuse(
-    f"{_vocabulary}head.name != 'plain'",
-    "head={head.name} maps all logits of a token together",
+    f"{_vocabulary}not facts.head.elementwise",
+    "head={head.name} maps all logits of a token together (its fact `elementwise` is False)",
     "strategy.vocabulary",
     "strategy.vocabulary=false",
 )

@@ -149,16 +149,11 @@ class SoftmaxAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if not self.softcap and self.sinks is None:
             return attend(q, k, v, ctx, scale=self.scale, dropout=dropout)
-        cap = self.cap if self.softcap else None
-        return attend_by_steps(q, k, v, ctx, scale=self.scale, dropout=dropout, on_scores=cap, sinks=self.sinks)
+        return attend_by_steps(q, k, v, ctx, scale=self.scale, dropout=dropout, softcap=self.softcap, sinks=self.sinks)
 
     def finish(self, y: Tensor, v: Tensor, ctx: Context) -> Tensor:
         """Change the mixed values y (B, H, T, d_head), given the values of the new tokens, (B, H_kv, T, d_head)."""
         return y
-
-    def cap(self, scores: Tensor) -> Tensor:
-        """Bound the scores smoothly to (-softcap, softcap)."""
-        return self.softcap * torch.tanh(scores / self.softcap)
 
     def project(self, y: Tensor) -> Tensor:
         """Output projection: (B, T, H * d_head) -> (B, T, D)."""

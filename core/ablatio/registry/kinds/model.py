@@ -158,6 +158,8 @@ class Position(Protocol):
     embed(x, pos)            (B, T, D) -> (B, T, D); called once per forward pass, on the embeddings
     rotate(q, k, pos)        (B, H, T, d_head) each -> the same shapes; called in every layer
     bias(q_pos, k_pos)       -> (H, T, S) or (B, H, T, S), added to the attention logits; called once per forward pass
+    pair_bias()              optional, of a bias without weights: a function (head, query position, key position) ->
+                             the bias of one pair, of scalar tensors, for a GPU kernel that computes it as it goes
     score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), added to the attention logits;
                              called in every layer
     prepare(pos, dtype, length)  optional: called once per forward pass; its result is passed to `rotate` in place of

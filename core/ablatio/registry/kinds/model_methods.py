@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor, nn
 
@@ -34,6 +36,8 @@ class PositionMethods(Protocol):
     def rotate(self, q: Tensor, k: Tensor, pos: Any) -> tuple[Tensor, Tensor]: ...
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor: ...
+
+    def pair_bias(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]: ...
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor: ...
 

@@ -92,6 +92,9 @@ class Head(Protocol):
     Wiring:
     d_model          D, width of the residual stream
     vocab_size       number V of token ids
+
+    Facts:
+    elementwise      True if each result depends on its own logit alone, so that devices can map the logits they have
     """
 
     def forward(self, logits: Tensor) -> Tensor: ...
@@ -124,6 +127,7 @@ heads: Registry[nn.Module] = Registry(
     "What the output head makes of its logits.",
     wiring=("d_model", "vocab_size"),
     methods=("forward",),
+    facts={"elementwise": False},
     scope="model",
     default="plain",
     contract=(Head,),

@@ -33,6 +33,15 @@ def test_treats_each_token_by_itself(part: PartSpec) -> None:
     checks.near(part, head(logits[order]), head(logits)[order], "tokens in another order", 1e-12)
 
 
+def test_is_elementwise_if_it_says_so(part: PartSpec) -> None:
+    """Half of the logits alone are mapped as they are among all."""
+    head, logits = sample_stack_parts.head(part), checks.randn(6, V, dtype=torch.float64) * 20
+    alike = torch.allclose(head(logits[:, : V // 2]), head(logits)[:, : V // 2], rtol=1e-12, atol=1e-12)
+    says = bool(part.facts["elementwise"])
+    came = f"half of the logits alone are mapped {'as' if alike else 'otherwise than'} among all"
+    assert alike == says, f"{checks.label(part)}: {came}, and elementwise = {says}"
+
+
 def test_gradients(part: PartSpec) -> None:
     head = sample_stack_parts.head(part)
     checks.module_gradients_agree(part, head, head, checks.randn(3, V, dtype=torch.float64) * 10)

@@ -85,6 +85,22 @@ def test_bias_goes_by_position_not_by_place(part: PartSpec) -> None:
     checks.near(part, some, whole[..., q, :][..., k], "the bias of some queries and keys, and those rows of the whole")
 
 
+def test_bias_of_a_pair(part: PartSpec) -> None:
+    made = sample_parts.position(part)
+    if getattr(made, "pair_bias", None) is None:
+        pytest.skip("it has no pair_bias")
+    trained = isinstance(made, nn.Module) and list(made.parameters())
+    assert not trained, f"{checks.label(part)}: pair_bias is for a bias without weights, and it has some"
+    of_pair = made.pair_bias()
+    for q, k in ((torch.tensor([4, 0, 8]), torch.tensor([8, 1, 3, 0])), (PLACES, PLACES)):
+        whole = made.bias(q, k)
+        whole = whole[None] if whole.dim() == 3 else whole
+        heads = torch.arange(HEADS)[:, None, None]
+        queries, keys = (p if p.dim() == 2 else p[None] for p in (q, k))
+        pairs = of_pair(heads, queries[:, None, :, None], keys[:, None, None, :])
+        checks.near(part, pairs.expand_as(whole), whole, "pair_bias and bias")
+
+
 def test_far_positions(part: PartSpec) -> None:
     if not part.facts["extends"]:
         pytest.skip("it has positions up to max_len only (extends = False)")
