@@ -69,8 +69,10 @@ class AnswerParse:
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         found = self.parsed(responses[0].texts[0])
-        # Correct answers are parsed too: data such as GSM8K holds the steps before the answer.
-        right = found is not None and any(self._equal(found, self.parsed(t) or t) for t in item.correct_answers)
+        # Correct answers are parsed too: data such as GSM8K holds the steps before the answer.  No answer is right only
+        # where none is expected.
+        right = any(self._equal(found, self.parsed(t) or t) if found is not None else not t.strip()
+                    for t in item.correct_answers)  # fmt: skip
         return {"exact": float(right), "parsed": float(found is not None)}
 
     def parsed(self, text: str) -> str | None:
