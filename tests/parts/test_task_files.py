@@ -47,6 +47,9 @@ def test_multiple_choice_with_templates_and_fields(folder: Path) -> None:
     ]  # fmt: skip
     assert len(items(folder, CHOICE, items=2)) == 2
     assert [i.cluster for i in items(folder, CHOICE, cluster="passage")] == ["p0", "p0", "p1"]
+    assert [i.rationale for i in items(folder, CHOICE, rationale="passage")] == ["p0", "p0", "p1"]
+    with pytest.raises(UserError, match=r"rationale=steps: .* has no such field; its fields are question, options"):
+        items(folder, CHOICE, rationale="steps")
     with pytest.raises(UserError, match=r"cluster=author: .* has no such field; its fields are question, options"):
         items(folder, CHOICE, cluster="author")
 

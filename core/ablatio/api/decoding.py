@@ -1,6 +1,7 @@
 """Continuations and answers of a run: parts by name, from Python and from the command line."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,7 +124,8 @@ def answer(
     with computing():
         part = Sampling(temperature=0) if decode is None else built(kinds.decodes, decode)
         session = Session(run.model, run.tokenizer, part, tokens=tokens, seed=seed)
-        return answer_all(program, session, examples, [Question(question, tuple(choices))])[0]
+        reply = answer_all(program, session, examples, [Question(question, tuple(choices))])[0]
+        return replace(reply, usage=session.usage)
 
 
 def built(registry: Registry[Any], choice: Choice, **wiring: Any) -> Any:

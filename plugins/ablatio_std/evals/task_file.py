@@ -46,13 +46,14 @@ class TaskFile:
         path: Annotated[str, "the YAML file"] = "",
         items: Annotated[int | None, Positive, "largest number of items; null: all"] = None,
         shots: Annotated[int | None, NonNegative, "examples in the prompt; null: those of the file"] = None,
+        rationale: Annotated[str, "field with the steps to the answer, which a prompt program may show"] = "",
         cluster: Annotated[str, "field with equal values for items that belong together, as of one passage"] = "",
     ) -> None:
         if not path:
             raise UserError(
                 "eval=task_file needs a file in lm-eval's YAML format\n    try: eval.task_file.path=my_task.yaml"
             )
-        self.cluster = cluster
+        self.cluster, self.rationale = cluster, rationale
         self.task, self.count = TaskYaml(Path(path).expanduser()), items
         self.shots = int(self.task.settings.get("num_fewshot") or 0) if shots is None else shots
         self.measured_by = self._measures()
@@ -115,7 +116,9 @@ class TaskFile:
         until = settings.get("until", STOP)
         common: dict[str, Any] = {
             "id": doc.id, "prompt": "".join(before) + question, "question": question, "more": dict(doc.fields),
-            "cluster": self._cluster(doc), "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
+            "cluster": self._field("cluster", self.cluster, doc),
+            "rationale": self._field("rationale", self.rationale, doc),
+            "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
             "room": int(settings.get("max_gen_toks", ROOM)),
         }  # fmt: skip
         if task.output == "multiple_choice":
@@ -127,13 +130,14 @@ class TaskFile:
             return Item(**common | {"prompt": prompt}, target=texts[0], delimiter="")
         return Item(**common, target=texts[0].strip(), references=tuple(t.strip() for t in texts[1:]))
 
-    def _cluster(self, doc: Record) -> str:
-        if self.cluster and self.cluster not in doc.fields:
+    def _field(self, knob: str, name: str, doc: Record) -> str:
+        """The field of a record that a knob names, as text; empty if it names none."""
+        if name and name not in doc.fields:
             raise UserError(
-                f"eval.task_file.cluster={self.cluster}: {doc.place} has no such field; its fields are "
-                f"{', '.join(doc.fields)}\n    try: eval.task_file.cluster={next(iter(doc.fields))}"
+                f"eval.task_file.{knob}={name}: {doc.place} has no such field; its fields are "
+                f"{', '.join(doc.fields)}\n    try: eval.task_file.{knob}={next(iter(doc.fields))}"
             )
-        return str(doc.fields[self.cluster]) if self.cluster else ""
+        return str(doc.fields[name]) if name else ""
 
     def _question(self, doc: Record) -> str:
         return str(self.task.field("doc_to_text", doc))

@@ -126,3 +126,21 @@ def test_reasoning_gym() -> None:
             assert scored["verifier"] == theirs.score_answer(answer, entry)
     with pytest.raises(UserError, match="did you mean chain_sum"):
         items_of("reasoning_gym", task="chain_sums")
+
+
+def test_reasoning_gym_hands_settings_to_the_generator_and_steps_to_the_items() -> None:
+    gym = pytest.importorskip("reasoning_gym")
+    easy = items_of("reasoning_gym", items=4, settings=["max_terms:2", "max_digits:1"], tokens=9)
+    theirs = gym.create_dataset("chain_sum", size=4, seed=0, max_terms=2, max_digits=1)
+    assert [(i.target, i.room, i.rationale) for i in easy] == [(e["answer"], 9, "") for e in theirs]
+    for item in items_of("reasoning_gym", task="gsm_symbolic", items=8):
+        # The last line of the data's steps, `#### n`, is the answer, which a prompt writes itself.
+        whole = item.more["entry"]["metadata"]["answer_cot"]
+        assert item.rationale and whole.startswith(f"{item.rationale}\n#### {item.target}")
+    for setting, message in (
+        ("max_term:2", "is no setting of chain_sum; did you mean max_terms"),
+        ("size:9", "expected NAME:VALUE with one of min_terms, max_terms"),
+        ("max_terms:1", "chain_sum refuses them: max_terms must be >= min_terms"),
+    ):
+        with pytest.raises(UserError, match=message):
+            items_of("reasoning_gym", items=4, settings=[setting])
