@@ -38,6 +38,12 @@ def f1(answer: str, target: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+@metrics.register("exact_match", paper="arXiv:2405.14782")
+def exact_match(answer: str, target: str) -> float:
+    """1 if the answer equals a correct one letter by letter, without spaces around them; else 0."""
+    return float(answer.strip() == target.strip())
+
+
 @metrics.register("answer_parse", paper="arXiv:2110.14168")
 class AnswerParse:
     r"""Share of items whose generated answer, after parsing, equals a correct answer that is parsed in the same way.

@@ -216,6 +216,15 @@ def test_f1() -> None:
     assert f1(")", ")") == 1.0 and f1(")", "]") == 0.0
 
 
+@pytest.mark.oracle("metric=exact_match", "lm-eval's exact_match without options: equality of the texts")
+def test_exact_match() -> None:
+    texts = ["Paris", " Paris", "paris", "The Paris", "", "Paris."]
+    expected = [[float(a.strip() == b.strip()) for b in texts] for a in texts]
+    assert sum(map(sum, expected)) == 8  # the first two are equal to each other and each to itself
+    found = metrics.build("exact_match")
+    assert [[found(a, b) for b in texts] for a in texts] == expected
+
+
 @pytest.mark.oracle("metric=answer_parse", "table")
 @pytest.mark.parametrize(
     ("find", "marker", "text", "parsed"),

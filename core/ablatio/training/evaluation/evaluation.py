@@ -78,7 +78,7 @@ class Evaluation:
             examples = examples_of(name, knobs or {}, part, access.texts) if config.get("prompt") else []
             for metric in asked or getattr(part, "measured_by", kinds.evals[name].facts["measured_by"]):
                 measure = _measure(shown, items, metric, asked.get(metric) or {}, access)
-                measures.append(replace(measure, examples=examples))
+                measures.append(replace(measure, examples=examples, read=getattr(part, "read", None)))
         return cls(measures, counts_tokens=answers_itself(config))
 
     @property
@@ -119,20 +119,24 @@ class Evaluation:
         prompted = [_prompted(m, prompting) for m in self.measures]
         asked = [[list(m.metric.requests(item)) for item in p] for m, p in zip(self.measures, prompted, strict=True)]
         values: dict[str, Measured] = {}
-        respond = respond if prompting is None or prompting.writes else self._by_program(prompting, asked, values)
+        by_program = prompting is not None and not prompting.writes
+        if prompting is not None and by_program:
+            respond = self._by_program(prompting, asked, values)
         responses = iter(respond([r for of_measure in asked for of_item in of_measure for r in of_item]))
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for measure, items, of_measure in zip(self.measures, prompted, asked, strict=True):
             answered = [[next(responses) for _ in of_item] for of_item in of_measure]
-            scored = measure.score(answered, items)
+            # A program that votes has read the answers already.
+            counted = answered if by_program else [measure.readings(of_item) for of_item in answered]
+            scored = measure.score(counted, items)
             found, errors = measure.summary(scored), measure.errors(scored)
             for name in measure.names:
                 error = errors[name] if math.isfinite(errors[name]) else None
                 better = str(measure.entry.facts["better"])
                 values[measure.column(name)] = Measured(found[name], error, len(scored), better)
-            for item, one in zip(measure.items, scored, strict=True):
+            for item, one, told in zip(measure.items, scored, answered, strict=True):
                 row = rows.setdefault((measure.on, item.id), _row(measure.on, item))
-                texts = [text for response in one.responses for text in response.texts[:1]]
+                texts = [text for response in told for text in response.texts[:1]]
                 row |= {"answer": texts[0]} if texts else {}
                 row["values"] |= {measure.column(n): v for n, v in one.values.items() if n in measure.names}
         return EvaluationResult(values, [*rows.values()])
