@@ -53,6 +53,18 @@ def test_addition() -> None:
         assert item.target == str(a + b) and max(len(str(a)), len(str(b))) <= 3
     sizes = [len(n) for item in found for n in item.question[:-1].split("+")]
     assert {*sizes} == {1, 2, 3}
+    assert not any(item.rationale for item in found)
+
+
+def test_sums_of_several_numbers_have_their_steps() -> None:
+    for item in items_of("addition", digits=2, terms=4, shots=0):
+        numbers = [*map(int, item.question.removesuffix("=").split("+"))]
+        assert len(numbers) == 4 and item.target == str(sum(numbers))
+        total = numbers[0]
+        for number, step in zip(numbers[1:], item.rationale.removesuffix(".").split(". "), strict=True):
+            assert step == f"{total}+{number}={total + number}"
+            total += number
+        assert len(f" {item.rationale} The answer is {item.target}.") <= item.room
 
 
 @pytest.mark.oracle("eval=dyck", "a stack machine")
