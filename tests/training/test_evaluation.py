@@ -263,3 +263,16 @@ def test_steps_of_the_examples_are_shown_and_the_room_of_the_items_counts() -> N
     assert [r.texts for r in responses.values()] == [("4",)]
     assert asked == ["Q: 1+2\nA: One and two are three. The answer is 3.\n\nQ: 2+2\nA:"]
     assert model.tokens == 250
+
+
+def test_whole_texts_are_no_questions() -> None:
+    from ablatio.registry import kinds
+    from ablatio.training.evaluation.access import Access
+    from ablatio.training.evaluation.evaluation import Evaluation
+
+    access = Access(lambda split: iter(["one text", "another text"]), lambda folder: None)
+    config = {"eval": {"held_out": kinds.evals["held_out"].defaults}}
+    assert Evaluation.of(config | {"metric": {"perplexity": {}}}, access) is not None
+    for metric in ("answer_parse", "bleu", "exact_match"):
+        with pytest.raises(UserError, match=f"metric={metric} compares generated answers, and items of eval=held_out"):
+            Evaluation.of(config | {"metric": {metric: {}}}, access)

@@ -76,6 +76,17 @@ class Measure:
                     "what each needs"
                 )
 
+    def check_questions(self) -> None:
+        """Raise UserError if an answer is to be generated to an item that is a whole text, without a question."""
+        for item in self.items:
+            if item.prompt or item.question:
+                continue
+            if any(isinstance(request, Generation) and not request.prompt for request in self.metric.requests(item)):
+                raise UserError(
+                    f"metric={self.entry.name} compares generated answers, and items of eval={self.on} are whole texts "
+                    f"without a question (the first is {item.id})\n    try: metric=[perplexity]"
+                )
+
     def readings(self, responses: Sequence[Response]) -> list[Response]:
         """The responses with what counts of their texts."""
         read = self.read

@@ -208,6 +208,7 @@ def _measure(on: str, items: Sequence[Item], name: str, knobs: Mapping[str, Any]
     metric = built(entry, kinds.metrics.build, knobs, texts=access.texts, open_run=access.open_run)
     measure = Measure(on, entry, metric, items)
     measure.check_labels()
+    measure.check_questions()
     return measure
 
 
