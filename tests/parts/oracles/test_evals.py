@@ -56,13 +56,18 @@ def test_addition() -> None:
     assert not any(item.rationale for item in found)
 
 
-def test_sums_of_several_numbers_have_their_steps() -> None:
-    for item in items_of("addition", digits=2, terms=4, shots=0):
+@pytest.mark.parametrize("spaces", [False, True])
+def test_sums_of_several_numbers_have_their_steps(spaces: bool) -> None:
+    form = "{} + {} = {}" if spaces else "{}+{}={}"
+    for item in items_of("addition", digits=2, terms=4, shots=1, spaces=spaces):
         numbers = [*map(int, item.question.removesuffix("=").split("+"))]
         assert len(numbers) == 4 and item.target == str(sum(numbers))
+        example = item.prompt.split("\n")[0]
+        assert sum(map(int, example.split("=")[0].split("+"))) == int(example.split("=")[1])
+        assert (" = " in example) == spaces and item.continued(item.target) == " " * spaces + item.target
         total = numbers[0]
         for number, step in zip(numbers[1:], item.rationale.removesuffix(".").split(". "), strict=True):
-            assert step == f"{total}+{number}={total + number}"
+            assert step == form.format(total, number, total + number)
             total += number
         assert len(f" {item.rationale} The answer is {item.target}.") <= item.room
 
