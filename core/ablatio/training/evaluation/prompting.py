@@ -88,7 +88,9 @@ class Prompting:
         before = self.llm.usage.copy()
         replies = answers(self.program, self.llm, shown, [_question(item) for item in items])
         pairs = zip(items, replies, strict=True)
-        responses = {Generation.of(item): Response(texts=(reply.answer,)) for item, reply in pairs}
+        responses: dict[Request, Response] = {
+            Generation.of(item): Response(texts=(reply.answer,)) for item, reply in pairs
+        }
         return responses, self.llm.usage - before
 
     def refuse_others(self, metric: str, requests: Sequence[Request]) -> None:
