@@ -221,6 +221,12 @@ def test_what_is_left_out_is_told(folder: Path, caplog: pytest.LogCaptureFixture
     items(folder, CHOICE + "metric_list: [{metric: acc}, {metric: mcc}]\n")
     assert "generation_kwargs.temperature is not read; decode=NAME chooses the decoding" in caplog.text
     assert "metric_list names mcc, which no metric here has" in caplog.text
+    whole = CHOICE.replace("multiple_choice", "loglikelihood_rolling").replace(
+        "doc_to_target: label", "doc_to_target: ''"
+    )
+    items(folder, whole + "metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]\n")
+    assert "metric_list names word_perplexity, which" in caplog.text
+    assert evals.build("task_file", {"path": str(folder / "task.yaml")}, texts=None).measured_by == ("perplexity",)
     contexts = CHOICE.replace('doc_to_text: "Q: {{question}}\\nA:"', "doc_to_text: label")
     with pytest.raises(UserError, match="doc_to_text gives the number 0: several contexts"):
         items(folder, contexts)

@@ -21,7 +21,8 @@ MEASURES = {
     "generate_until": ("answer_parse",),
 }  # fmt: skip
 SAME = {"exact_match": "exact_match", "bleu": "bleu", "chrf": "chrf", "rouge": "rouge", "f1": "f1",
-        "perplexity": "perplexity", "acc": "accuracy"}  # fmt: skip
+        "perplexity": "perplexity", "bits_per_byte": "perplexity", "byte_perplexity": "perplexity",  # 2^bits_per_byte
+        "acc": "accuracy"}  # fmt: skip
 OF_CHOICE = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes")  # what likelihood_choice has, whatever the file names
 IN_FILE = ("split", "sampler")  # keys of fewshot_config that are read
 ROOM, STOP = 256, ("\n\n",)
