@@ -145,6 +145,13 @@ def test_a_question_is_answered_by_a_program(
         words = [f"prompt.{k}={v}" for k, v in knobs.items()]
         out = printed([str(run.folder), "why?", f"prompt={name}", *words, f"examples={file}", "--tokens", "5"], capsys)
         assert out.endswith(f"answer: {reply.answer}\n")
+        used = reply.usage
+        assert (
+            used is not None
+            and used.calls >= 1
+            and used.read > len("why?")
+            and 0 < used.generated <= 5 * used.calls * 2
+        )
     verified = run.answer(
         "why?", prompt={"name": "verifier", "draws": 3}, examples=examples, tokens=5,
         reward={"name": "length", "target": 5},

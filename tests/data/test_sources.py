@@ -188,6 +188,8 @@ class TestPaths:
         ('{"texts": "a", "n": 1}', ("line 3: there is no field 'text'", "'texts', 'n'", "source.column=texts")),
         ('{"body": "a"}', ("there is no field 'text'", "source.column=body")),
         ('{"text": 5}', ("the field 'text' holds int",)),
+        # The rows before have text in this field, so no other one is proposed.
+        ('{"text": 5, "lang": "en"}', ("the field 'text' holds int", "try: source.on_error=skip")),
         ("{}", ("Its fields: none",)),
     ],
 )

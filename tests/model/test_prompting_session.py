@@ -69,6 +69,30 @@ def test_a_part_that_does_not_sample_gives_way_when_several_are_drawn(net: Any) 
     assert {c.text for c in cold} == {session(net).complete(["x"])[0][0].text}
 
 
+@pytest.mark.parametrize("parts", [{}, {"attention": "gated_deltanet"}, {"position": "alibi"}, {"attention": "mla"}])
+def test_answers_to_one_prompt_are_scored_after_reading_it_once(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ablatio.model.build import build_model
+    from ablatio.model.decoding.texts import Texts
+    from ablatio.registry.registry import REGISTRIES
+
+    kind, name = next(iter(parts.items()), ("position", "rope"))
+    model = build_model(tiny_models.config(REGISTRIES[kind][name], **SIZES), 257, seed=0).eval()
+    prompts = ["Is it so?"] * 3 + ["A longer prompt, or not?"] * 4
+    answers = [" yes", " no", " perhaps", " a", "", " bcd", " ef"]
+    alone = session(model, rows=1).score(prompts, answers)  # one text in a batch: nothing is shared
+    read, begin = list[list[str]](), Texts.__init__
+
+    def counted(self: Texts, model: Any, rows: Any) -> None:
+        read.append(sorted(map(str, {*map(tuple, rows)})))
+        begin(self, model, rows)
+
+    monkeypatch.setattr(Texts, "__init__", counted)
+    together = session(model)
+    assert together.score(prompts, answers) == pytest.approx(alone, abs=1e-4)
+    assert len(read) == 1 and len(read[0]) <= 3  # the empty answer scores the last token of its prompt
+    assert together.usage.read == sum(len(p) + len(a) + 1 for p, a in zip(prompts, answers, strict=True))
+
+
 def test_scores_are_those_of_a_full_pass(net: Any) -> None:
     llm = session(net)
     asked, answers = ["ab", "a longer one", "ü"], [" yes", "", "é"]

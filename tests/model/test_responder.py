@@ -102,6 +102,22 @@ def test_a_long_context_loses_its_beginning_and_a_long_text_is_read_in_rows() ->
     assert whole.logps == pytest.approx(expected, abs=1e-4)
 
 
+def test_prompts_keep_half_of_the_row_and_what_is_cut_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    net, length = model_of(), 12
+    respond = Responder(net, TOKENIZER, length)
+    # (prompt, tokens asked for, tokens of the prompt that are read, tokens of the answer); the first has a start token.
+    for prompt, tokens, read, room in (("abc", 4, 4, 4), ("abc", 256, 4, 8), ("0123456789abcdef", 256, 6, 6),
+                                       ("0123456789abcdef", 2, 10, 2)):  # fmt: skip
+        row = [TOKENIZER.eos, *ids(prompt)][-read:]
+        expected = TOKENIZER.decode(generate(net, [row], room, Sampling(temperature=0), TOKENIZER.eos)[0])
+        caplog.clear()
+        assert respond([Generation(prompt, stop=(), tokens=tokens)])[0].texts == (expected,), prompt
+        told = "1 of 1 prompts do not fit into rows of 12 tokens (model.max_len) together with their answers"
+        assert (told in caplog.text) == (len(prompt) > 3)
+    respond([Likelihood("0123456789abcdef", "xyz"), Likelihood("abc", "xyz"), Likelihood("", "a longer text" * 3)])
+    assert "1 of 3 prompts do not fit" in caplog.text and "the longest has 16 characters" in caplog.text
+
+
 def test_greedy_texts_are_those_of_generate_and_greedy_continuations_are_recognized() -> None:
     net = model_of()
     respond = Responder(net, TOKENIZER, LENGTH)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ablatio import evals
+from ablatio import evals, metrics
+from ablatio.data.data_files import log_once
 from ablatio.data.items import Item
 from ablatio.errors import UserError
 
@@ -47,6 +48,9 @@ def test_multiple_choice_with_templates_and_fields(folder: Path) -> None:
     ]  # fmt: skip
     assert len(items(folder, CHOICE, items=2)) == 2
     assert [i.cluster for i in items(folder, CHOICE, cluster="passage")] == ["p0", "p0", "p1"]
+    assert [i.rationale for i in items(folder, CHOICE, rationale="passage")] == ["p0", "p0", "p1"]
+    with pytest.raises(UserError, match=r"rationale=steps: .* has no such field; its fields are question, options"):
+        items(folder, CHOICE, rationale="steps")
     with pytest.raises(UserError, match=r"cluster=author: .* has no such field; its fields are question, options"):
         items(folder, CHOICE, cluster="author")
 
@@ -133,6 +137,99 @@ def test_bad_files(folder: Path) -> None:
     (folder / "data" / "test.jsonl").write_text("")
     with pytest.raises(UserError, match=r"test\.jsonl|has no records"):
         items(folder, CHOICE)
+
+
+# As lm_eval/tasks/gsm8k/gsm8k.yaml of lm-eval 0.4.13.
+GSM8K = r"""
+task: gsm8k
+dataset_path: json
+dataset_kwargs: {data_files: {test: data/gsm.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Question: {{question}}\nAnswer:"
+doc_to_target: "{{answer}}"
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+    ignore_case: true
+    ignore_punctuation: false
+    regexes_to_ignore: [",", "\\$", "(?s).*#### ", "\\.$"]
+generation_kwargs: {until: ["Question:"], do_sample: false, temperature: 0.0}
+repeats: 1
+filter_list:
+  - name: strict-match
+    filter: [{function: regex, regex_pattern: "#### (\\-?[0-9\\.\\,]+)"}, {function: take_first}]
+  - name: flexible-extract
+    filter: [{function: regex, group_select: -1, regex_pattern: "(-?[$0-9.,]{2,})|(-?[0-9]+)"}, {function: take_first}]
+"""
+
+
+def gsm8k(folder: Path, text: str = GSM8K, **knobs):
+    (folder / "data" / "gsm.jsonl").write_text(
+        json.dumps({"question": "6*7*10?", "answer": "Steps.\n#### 1,420"}) + "\n"
+    )
+    (folder / "gsm.yaml").write_text(text)
+    return evals.build("task_file", {"path": str(folder / "gsm.yaml"), **knobs}, texts=None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "answer", "right"),
+    [
+        ("", "So.\n#### 1420", True), ("", "It is 1420.", False), ("strict-match", "#### 1,420.", True),
+        ("flexible-extract", "It is 1420.", True), ("flexible-extract", "1420 or 7", False),
+        ("flexible-extract", "none", False), ("flexible-extract", "It costs $1,420", True),
+    ],
+)  # fmt: skip
+def test_generated_answers_are_read_as_the_file_says(folder: Path, entry: str, answer: str, right: bool) -> None:
+    part = gsm8k(folder, filter=entry)
+    (item,) = part.items()
+    assert part.measured_by == ("exact_match",) and item.target == "1420"
+    assert metrics.build("exact_match")(part.read(answer), item.target) == float(right)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("function: take_first}]\n  - name: flex", "function: majority_vote}]\n  - name: flex"),
+            "step `majority_vote`",
+        ),
+        (("group_select: -1", "group: -1"), None),
+        (('regex_pattern: "#### (', 'regex_pattern: "#### (('), "the step `regex` of filter_list"),
+        (('regex_pattern: "####', 'pattern: "####'), "has the setting `pattern`"),
+        (("ignore_punctuation", "ignore_commas"), "has the option `ignore_case`; expected ignore_case, ignore_punct"),
+        (("repeats: 1", "repeats: 8"), "repeats=8: one answer is drawn"),
+        (("repeats: 1", "fewshot_config: {samples: []}"), "fewshot_config.samples is not supported"),
+    ],
+)
+def test_what_would_change_the_answers_is_named(folder: Path, change: tuple[str, str], message: str | None) -> None:
+    assert change[0] in GSM8K
+    if message is None:  # the entry is not the one that is read
+        gsm8k(folder, GSM8K.replace(*change))
+        return
+    with pytest.raises(UserError, match=r"(?s)gsm\.yaml: .*\n    try: ") as caught:
+        gsm8k(folder, GSM8K.replace(*change))
+    assert message in str(caught.value)
+
+
+def test_what_is_left_out_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match="has no such filter; did you mean strict-match"):
+        gsm8k(folder, filter="strict")
+    log_once.cache_clear()
+    gsm8k(folder, GSM8K.replace("temperature: 0.0", "temperature: 0.7"))
+    items(folder, CHOICE + "metric_list: [{metric: acc}, {metric: mcc}]\n")
+    assert "generation_kwargs.temperature is not read; decode=NAME chooses the decoding" in caplog.text
+    assert "metric_list names mcc, which no metric here has" in caplog.text
+    whole = CHOICE.replace("multiple_choice", "loglikelihood_rolling").replace(
+        "doc_to_target: label", "doc_to_target: ''"
+    )
+    items(folder, whole + "metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]\n")
+    assert "metric_list names word_perplexity, which" in caplog.text
+    assert evals.build("task_file", {"path": str(folder / "task.yaml")}, texts=None).measured_by == ("perplexity",)
+    contexts = CHOICE.replace('doc_to_text: "Q: {{question}}\\nA:"', "doc_to_text: label")
+    with pytest.raises(UserError, match="doc_to_text gives the number 0: several contexts"):
+        items(folder, contexts)
 
 
 def test_items_equal_those_of_lm_eval(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

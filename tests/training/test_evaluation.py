@@ -233,6 +233,12 @@ def test_a_prompt_program_shows_other_items_and_its_answers_count() -> None:
     voting = prompting({"prompt": {"name": "self_consistency", "draws": 3, "shots": 0}})
     found = evaluation.run(lambda requests: [], voting)
     assert found.numbers["eval/addition/answer_parse"] == 1.0
+    # Three answers to each question, counted in characters by the scripted model.
+    prompts = [f"Q: {item.question}\nA: Let's think step by step." for item in measure.items]
+    assert found.numbers["eval/addition/tokens_read"] == pytest.approx(3 * sum(map(len, prompts)) / 5)
+    said = [says(prompt, 0) for prompt in prompts]
+    assert found.numbers["eval/addition/tokens_generated"] == pytest.approx(3 * sum(map(len, said)) / 5)
+    assert found.values["eval/addition/tokens_generated"].better == "lower"
     with pytest.raises(UserError, match="asks for likelihoods or samples, and prompt=self_consistency"):
         likely = Evaluation.of(config | {"metric": {"accuracy": {}}}, Access(lambda s: iter(()), lambda f: None))
         likely.run(lambda requests: [], voting)
@@ -240,3 +246,53 @@ def test_a_prompt_program_shows_other_items_and_its_answers_count() -> None:
         from ablatio.training.evaluation.prompting import decode_part
 
         decode_part({"decode": {"name": "contrastive"}})
+
+
+def test_columns_of_a_program_that_answers_hold_its_tokens() -> None:
+    from ablatio.registry import kinds
+    from ablatio.training.evaluation.access import Access
+    from ablatio.training.evaluation.evaluation import Evaluation
+
+    knobs = kinds.evals["addition"].defaults | {"items": 2}
+    config = {"eval": {"addition": knobs}, "metric": {"answer_parse": {}}}
+    tokens = ["eval/addition/tokens_read", "eval/addition/tokens_generated"]
+    for name, more in (("few_shot", []), ("self_consistency", tokens), ("chain_of_thought", tokens)):
+        evaluation = Evaluation.of(config | {"prompt": {"name": name}}, Access(lambda s: iter(()), lambda f: None))
+        assert evaluation is not None
+        assert evaluation.columns == ["eval/addition/answer_parse", "eval/addition/answer_parse/parsed", *more]
+        assert all(evaluation.better(column) == "lower" for column in more)
+
+
+def test_steps_of_the_examples_are_shown_and_the_room_of_the_items_counts() -> None:
+    from ablatio.data.items import Item
+    from ablatio.testing.scripted_model import ScriptedModel
+    from ablatio.training.evaluation.prompting import Prompting
+
+    asked = list[str]()
+
+    def says(prompt: str, number: int) -> str:
+        asked.append(prompt)
+        return " The answer is 4."
+
+    examples = [Item("0", "", "3", question="1+2", rationale="One and two are three.")]
+    items = [Item("0", "Question: 2+2", "4", question="2+2", room=250)]
+    model = ScriptedModel(says=says)
+    found = Prompting.of({"prompt": {"name": "chain_of_thought", "shots": 1}}, model)
+    assert found is not None
+    responses, _ = found.answered(items, examples)
+    assert [r.texts for r in responses.values()] == [("4",)]
+    assert asked == ["Q: 1+2\nA: One and two are three. The answer is 3.\n\nQ: 2+2\nA:"]
+    assert model.tokens == 250
+
+
+def test_whole_texts_are_no_questions() -> None:
+    from ablatio.registry import kinds
+    from ablatio.training.evaluation.access import Access
+    from ablatio.training.evaluation.evaluation import Evaluation
+
+    access = Access(lambda split: iter(["one text", "another text"]), lambda folder: None)
+    config = {"eval": {"held_out": kinds.evals["held_out"].defaults}}
+    assert Evaluation.of(config | {"metric": {"perplexity": {}}}, access) is not None
+    for metric in ("answer_parse", "bleu", "exact_match"):
+        with pytest.raises(UserError, match=f"metric={metric} compares generated answers, and items of eval=held_out"):
+            Evaluation.of(config | {"metric": {metric: {}}}, access)

@@ -1,6 +1,7 @@
 """Continuations and answers of a run: parts by name, from Python and from the command line."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,7 +133,7 @@ def answer(
             + ("scores the choices" if choices else "draws its samples by itself")
             + f"\n    try: prompt={name} without decode={chosen}"
         )
-    return reply
+    return replace(reply, usage=session.usage)
 
 
 def built(registry: Registry[Any], choice: Choice, **wiring: Any) -> Any:

@@ -1,6 +1,7 @@
 """`ablatio generate RUN "We the people"`: continue texts, or answer questions, with a run."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def _answer(opened: Any, text: str, chosen: dict[str, Any], choices: list[str], 
     )  # fmt: skip
     print(reply.text.strip() or reply.answer)
     print(f"answer: {reply.answer}")
+    used = reply.usage
+    print(f"calls of the model {used.calls}, tokens read {used.read}, generated {used.generated}", file=sys.stderr)
 
 
 def _words(words: list[str]) -> tuple[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ class Item:
     question    the question alone, without examples and instructions; empty: the prompt
     stop        texts at which a generated answer ends
     room        largest number of tokens of a generated answer
+    rationale   the steps to the correct answer, which a prompt program may show; empty: they are not known
     more        further fields, such as the tests of a program
     """
 
@@ -42,6 +43,8 @@ class Item:
     stop: tuple[str, ...] = STOP
     room: int = 64
     more: Mapping[str, Any] = field(default_factory=dict)
+    # Not part of the digest of an evaluation, which is made of `repr`: it is shown with other items alone.
+    rationale: str = field(default="", repr=False)
 
     @property
     def correct(self) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ablatio.data.types import Conversation, Document, Feedback, Source, Split
 from ablatio.errors import UserError
+from ablatio.storage.paths import shell_word
 
 log = logging.getLogger("ablatio")
 
@@ -148,7 +149,9 @@ class TrainValSplit:
 
     def _empty(self, split: Split, total: int) -> str:
         if not total:
-            return "the source has no document with text.\n    try: ablatio train source=sotu"
+            path = str(getattr(self.source, "path", ""))
+            fix = f"ls -l {shell_word(path)}" if path else "ablatio train source=sotu"
+            return f"the source {path}{' ' * bool(path)}has no document with text\n    try: {fix}"
         digests = {digest for _, digest, document in self._assigned() if not document.split}
         fraction = fraction_for_both(digests)
         different = f" with {len(digests)} different text(s)" if len(digests) < total else ""

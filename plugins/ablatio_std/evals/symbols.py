@@ -1,6 +1,7 @@
 """Probes with symbols: sums and nested brackets."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Annotated
 
 from ablatio import Range, evals
@@ -13,9 +14,10 @@ BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 @evals.register("addition", paper="arXiv:2307.03381")
 class Addition:
-    """Add two numbers, after worked examples: `3+4=7` lines, then `12+30=` -> `42`.
+    """Add numbers, after worked examples: `3+4=7` lines, then `12+30=` -> `42`.
 
-    Both numbers have up to `digits` digits, each number of digits equally often.
+    Each number has up to `digits` digits, each number of digits equally often.  Of more than two `terms`, a prompt of
+    chain of thought shows the steps, as in `3+8+5=`: `3+8=11. 11+5=16.` (scratchpads, arXiv:2112.00114).
     """
 
     def __init__(
@@ -23,10 +25,13 @@ class Addition:
         *,
         digits: Annotated[int, Range(1, 18), "largest number of digits of a summand"] = 2,
         shots: Annotated[int, Range(0, 64), "worked examples before the question"] = 4,
+        terms: Annotated[int, Range(2, 16), "numbers in a sum"] = 2,
+        spaces: Annotated[bool, "spaces around + and =, as most pretrained models have read them"] = False,
         items: Count = 200,
         seed: Seed = 0,
     ) -> None:
-        self.digits, self.shots, self.count, self.seed = digits, shots, items, seed
+        self.digits, self.shots, self.terms, self.count, self.seed = digits, shots, terms, items, seed
+        self.plus, self.equals, self.delimiter = (" + ", " =", " ") if spaces else ("+", "=", "")
 
     def items(self) -> Iterator[Item]:
         rng = draws("addition", self.seed)
@@ -37,11 +42,29 @@ class Addition:
             return rng.randrange(10 ** (size - 1) if size > 1 else 0, 10**size)
 
         for index in range(self.count):
-            sums = [(number(), number()) for _ in range(self.shots + 1)]
-            told = "".join(f"{a}+{b}={a + b}\n" for a, b in sums[:-1])
-            a, b = sums[-1]
-            question = f"{a}+{b}="
-            yield Item(str(index), told + question, str(a + b), delimiter="", question=question, room=self.digits + 4)
+            sums = [[number() for _ in range(self.terms)] for _ in range(self.shots + 1)]
+            told = "".join(f"{self._left(one)}{self.delimiter}{sum(one)}\n" for one in sums[:-1])
+            question = self._left(sums[-1])
+            steps = self._steps(sums[-1]) if self.terms > 2 else ""
+            yield Item(
+                str(index), told + question, str(sum(sums[-1])), delimiter=self.delimiter, question=question,
+                room=self._room, rationale=steps,
+            )  # fmt: skip
+
+    @property
+    def _room(self) -> int:
+        """Tokens of the result, and of the steps and "The answer is", if there are some, at one token a letter."""
+        steps = (self.terms - 1) * (3 * (self.digits + 2) + 8) + 32 if self.terms > 2 else 0
+        return self.digits + 4 + steps
+
+    def _left(self, numbers: list[int]) -> str:
+        return self.plus.join(map(str, numbers)) + self.equals
+
+    def _steps(self, numbers: list[int]) -> str:
+        """The sums of the first two numbers, three, and so on: `3+8=11. 11+5=16.`."""
+        totals = [*accumulate(numbers)]
+        pairs = zip(totals, numbers[1:], totals[1:], strict=False)
+        return " ".join(f"{self._left([a, b])}{self.delimiter}{c}." for a, b, c in pairs)
 
 
 @evals.register("dyck", paper="arXiv:2105.11115")

@@ -13,14 +13,18 @@ from ablatio.data.items import Item
 from ablatio.data.records import Record
 from ablatio.errors import UserError
 
+from ._task_answers import TaskAnswers
 from ._task_yaml import TaskYaml, answers, literal
 
 MEASURES = {
     "multiple_choice": ("likelihood_choice",), "loglikelihood": ("accuracy",), "loglikelihood_rolling": ("perplexity",),
     "generate_until": ("answer_parse",),
 }  # fmt: skip
-SAME = {"exact_match": "answer_parse", "bleu": "bleu", "chrf": "chrf", "rouge": "rouge", "f1": "f1",
-        "perplexity": "perplexity", "acc": "accuracy"}  # fmt: skip
+SAME = {"exact_match": "exact_match", "bleu": "bleu", "chrf": "chrf", "rouge": "rouge", "f1": "f1",
+        "perplexity": "perplexity", "bits_per_byte": "perplexity", "byte_perplexity": "perplexity",  # 2^bits_per_byte
+        "acc": "accuracy"}  # fmt: skip
+OF_CHOICE = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes")  # what likelihood_choice has, whatever the file names
+IN_FILE = ("split", "sampler")  # keys of fewshot_config that are read
 ROOM, STOP = 256, ("\n\n",)
 NAME = re.compile(r"[^\w.-]+")
 EXAMPLES_SEED = 1234  # of lm-eval's choice of examples
@@ -32,7 +36,8 @@ class TaskFile:
 
     Supported is what is data: `doc_to_text`, `doc_to_target`, `doc_to_choice` as Jinja templates (in a sandbox) or
     names of fields, `output_type` multiple_choice, loglikelihood, loglikelihood_rolling and generate_until,
-    `description`, `num_fewshot` with lm-eval's random or first examples, `generation_kwargs.until`, `include`.
+    `description`, `num_fewshot` with lm-eval's random or first examples, `generation_kwargs.until`, `include`, and for
+    generated answers `filter_list` (regex, map, take_first and the like) and the options of exact_match.
     `dataset_path` is json, csv, parquet or arrow with `dataset_kwargs: {data_files: {test: FILE}}`, or a folder with a
     file for each split.  Whatever names code, such as `!function`, is refused.
     """
@@ -46,30 +51,47 @@ class TaskFile:
         path: Annotated[str, "the YAML file"] = "",
         items: Annotated[int | None, Positive, "largest number of items; null: all"] = None,
         shots: Annotated[int | None, NonNegative, "examples in the prompt; null: those of the file"] = None,
+        rationale: Annotated[str, "field with the steps to the answer, which a prompt program may show"] = "",
+        filter: Annotated[str, "entry of filter_list that reads generated answers; empty: the first one"] = "",
         cluster: Annotated[str, "field with equal values for items that belong together, as of one passage"] = "",
     ) -> None:
         if not path:
             raise UserError(
                 "eval=task_file needs a file in lm-eval's YAML format\n    try: eval.task_file.path=my_task.yaml"
             )
-        self.cluster = cluster
+        self.cluster, self.rationale = cluster, rationale
         self.task, self.count = TaskYaml(Path(path).expanduser()), items
         self.shots = int(self.task.settings.get("num_fewshot") or 0) if shots is None else shots
+        self.reading = TaskAnswers(self.task, filter)
+        self._refuse_what_would_be_ignored()
         self.measured_by = self._measures()
         self.title = NAME.sub("_", str(self.task.settings.get("task") or Path(path).stem))
 
     def _measures(self) -> tuple[str, ...]:
         """Metrics for the file's `output_type` and `metric_list`."""
-        usual = MEASURES[self.task.output]
-        if self.task.output == "multiple_choice":
-            return usual
+        usual, chooses = MEASURES[self.task.output], self.task.output == "multiple_choice"
         named = [str(m.get("metric")) for m in self.task.settings.get("metric_list") or [] if isinstance(m, dict)]
-        if self.task.output == "generate_until" and self.task.settings.get("filter_list"):
-            log_once(
-                f"{self.task.path}: filter_list is not applied; answers are parsed as metric.answer_parse.find says"
-            )
-        # Metrics that have no part here are left out; without any other, the usual one of this output type is taken.
-        return tuple(dict.fromkeys(SAME[name] for name in named if name in SAME)) or usual
+        if other := [name for name in named if name not in (OF_CHOICE if chooses else SAME)]:
+            log_once(f"{self.task.path}: metric_list names {', '.join(other)}, which no metric here has; left out")
+        # Without a metric that is known, the usual one of this output type is taken.
+        return (() if chooses else tuple(dict.fromkeys(SAME[name] for name in named if name in SAME))) or usual
+
+    def _refuse_what_would_be_ignored(self) -> None:
+        """Raise UserError for settings that change the items or the answers, and are not supported."""
+        settings = self.task.settings
+        if int(settings.get("repeats") or 1) != 1:
+            raise self.task.refused(f"repeats={settings['repeats']}: one answer is drawn; expected repeats=1")
+        if unknown := sorted(set(settings.get("fewshot_config") or {}) - set(IN_FILE)):
+            raise self.task.refused(f"fewshot_config.{unknown[0]} is not supported; known: {', '.join(IN_FILE)}")
+        generation = settings.get("generation_kwargs") or {}
+        sampled = [k for k in ("do_sample", "temperature") if float(generation.get(k) or 0)]
+        if unknown := sorted(set(generation) - {"until", "max_gen_toks", "do_sample", "temperature"}) or sampled:
+            # Decoding is an axis of a run: `decode=` says it for all items, whatever file they come from.
+            log_once(f"{self.task.path}: generation_kwargs.{unknown[0]} is not read; decode=NAME chooses the decoding")
+
+    def read(self, text: str) -> str:
+        """What counts of a generated text, by the file's filter_list and the options of exact_match."""
+        return self.reading.read(text)
 
     def items(self) -> Iterator[Item]:
         task = self.task
@@ -115,7 +137,9 @@ class TaskFile:
         until = settings.get("until", STOP)
         common: dict[str, Any] = {
             "id": doc.id, "prompt": "".join(before) + question, "question": question, "more": dict(doc.fields),
-            "cluster": self._cluster(doc), "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
+            "cluster": self._field("cluster", self.cluster, doc),
+            "rationale": self._field("rationale", self.rationale, doc),
+            "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
             "room": int(settings.get("max_gen_toks", ROOM)),
         }  # fmt: skip
         if task.output == "multiple_choice":
@@ -125,18 +149,24 @@ class TaskFile:
             # A rolling likelihood is of a whole text from its beginning: there is no prompt.
             prompt = "" if task.output == "loglikelihood_rolling" else common["prompt"]
             return Item(**common | {"prompt": prompt}, target=texts[0], delimiter="")
-        return Item(**common, target=texts[0].strip(), references=tuple(t.strip() for t in texts[1:]))
+        texts = [self.reading.clean(text).strip() for text in texts]
+        return Item(**common, target=texts[0], references=tuple(texts[1:]))
 
-    def _cluster(self, doc: Record) -> str:
-        if self.cluster and self.cluster not in doc.fields:
+    def _field(self, knob: str, name: str, doc: Record) -> str:
+        """The field of a record that a knob names, as text; empty if it names none."""
+        if name and name not in doc.fields:
             raise UserError(
-                f"eval.task_file.cluster={self.cluster}: {doc.place} has no such field; its fields are "
-                f"{', '.join(doc.fields)}\n    try: eval.task_file.cluster={next(iter(doc.fields))}"
+                f"eval.task_file.{knob}={name}: {doc.place} has no such field; its fields are "
+                f"{', '.join(doc.fields)}\n    try: eval.task_file.{knob}={next(iter(doc.fields))}"
             )
-        return str(doc.fields[self.cluster]) if self.cluster else ""
+        return str(doc.fields[name]) if name else ""
 
     def _question(self, doc: Record) -> str:
-        return str(self.task.field("doc_to_text", doc))
+        found = self.task.field("doc_to_text", doc)
+        if isinstance(found, int) and self.task.output == "multiple_choice":
+            raise self.task.refused(f"doc_to_text gives the number {found}: several contexts with one end, which are "
+                                    "not supported")  # fmt: skip
+        return str(found)
 
     def _target(self, doc: Record) -> tuple[Any, tuple[str, ...]]:
         """`doc_to_target` and `doc_to_choice` of a record."""

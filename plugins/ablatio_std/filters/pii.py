@@ -1,10 +1,11 @@
 """Personal data in texts: mail addresses, telephone numbers, network and postal addresses, identity numbers."""
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from ablatio import filters
+from ablatio import NonNegative, filters
 from ablatio.data.filters import Verdict
 from ablatio.errors import UserError
 
@@ -17,10 +18,10 @@ PATTERNS: Mapping[str, str] = {
     "card": r"\b(?:\d[ -]?){12,18}\d\b",
     "ssn": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b",
     "ip": r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d]|\.\d)"
-    r"|\b(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}\b",
+    r"|(?<![\w:.])(?=[0-9a-fA-F:]*:[0-9a-fA-F:]*:)[0-9a-fA-F:]{2,39}(?![\w:]|\.\d)",
     "phone": r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?|\d{1,4}[ .-])(?:\d{2,4}[ .-]?){1,3}\d{2,4}"
-    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])",
-    "address": rf"\b\d{{1,5}}(?: [NSEW]\.?)?(?: [A-Z][a-z]+){{1,3}} (?:{_STREETS})\b"
+    r"|\+\d{8,15}|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])",
+    "address": rf"\b\d{{1,5}}(?: [NSEW]\.?)?(?: [A-Z][a-z]+){{1,3}} (?:{_STREETS})\b(?! of\b)"
     r"(?:,? (?:Apt|Suite|Unit)\.? ?\w{1,5})?(?:,? [A-Z][a-z]+(?: [A-Z][a-z]+)?,? [A-Z]{2} \d{5}(?:-\d{4})?)?",
 }
 
@@ -38,7 +39,15 @@ def iban(text: str) -> bool:
     return int("".join(str(int(c, 36)) for c in bare[4:] + bare[:4])) % 97 == 1
 
 
-CHECKS: Mapping[str, Callable[[str], bool]] = {"card": luhn, "iban": iban}
+def network_address(text: str) -> bool:
+    """True for four numbers, and for an address of version 6 (RFC 4291): times and `::` in code have colons, too."""
+    try:
+        return ":" not in text or (ipaddress.ip_address(text).version == 6 and text != "::")
+    except ValueError:
+        return False
+
+
+CHECKS: Mapping[str, Callable[[str], bool]] = {"card": luhn, "iban": iban, "ip": network_address}
 
 
 @filters.register("pii", paper="arXiv:2406.17557")
@@ -55,7 +64,7 @@ class PersonalData:
         self,
         *,
         replace: Annotated[tuple[str, ...], "what is replaced: email iban card ssn ip phone address"] = tuple(PATTERNS),
-        most: Annotated[int | None, "drop documents with more of it than that; null: none"] = None,
+        most: Annotated[int | None, NonNegative, "drop documents with more of it than that; null: none"] = None,
     ) -> None:
         if unknown := [name for name in replace if name not in PATTERNS]:
             raise UserError(f"filter.pii.replace: there is no {unknown[0]!r}; there are {', '.join(PATTERNS)}\n"

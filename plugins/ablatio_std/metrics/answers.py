@@ -38,6 +38,12 @@ def f1(answer: str, target: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+@metrics.register("exact_match", paper="arXiv:2405.14782")
+def exact_match(answer: str, target: str) -> float:
+    """1 if the answer equals a correct one letter by letter, without spaces around them; else 0."""
+    return float(answer.strip() == target.strip())
+
+
 @metrics.register("answer_parse", paper="arXiv:2110.14168")
 class AnswerParse:
     r"""Share of items whose generated answer, after parsing, equals a correct answer that is parsed in the same way.
@@ -69,8 +75,10 @@ class AnswerParse:
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         found = self.parsed(responses[0].texts[0])
-        # Correct answers are parsed too: data such as GSM8K holds the steps before the answer.
-        right = found is not None and any(self._equal(found, self.parsed(t) or t) for t in item.correct_answers)
+        # Correct answers are parsed too: data such as GSM8K holds the steps before the answer.  No answer is right only
+        # where none is expected.
+        right = any(self._equal(found, self.parsed(t) or t) if found is not None else not t.strip()
+                    for t in item.correct_answers)  # fmt: skip
         return {"exact": float(right), "parsed": float(found is not None)}
 
     def parsed(self, text: str) -> str | None:

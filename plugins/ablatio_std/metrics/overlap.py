@@ -1,12 +1,16 @@
-"""Overlap of generated answers with correct ones, computed by torchmetrics: BLEU, ROUGE, chrF."""
+"""Overlap of generated answers with correct ones: BLEU and ROUGE, computed by torchmetrics, and chrF."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from ablatio import Range, metrics
 from ablatio.data.items import Generation, Item, Request, Response, Scored
 
+from ._chrf import corpus_chrf
+
 ROUGE = ("rougeL", "rouge1", "rouge2")
+SIGNS = re.compile(r"[\W_]+")
 
 
 class _Generated:
@@ -58,21 +62,30 @@ class Bleu(_Generated):
 class Rouge(_Generated):
     """Mean F-measure of the longest common subsequence (rougeL), of words (rouge1) and of pairs of words (rouge2).
 
-    Of several correct answers, the one with the best F-measure counts.
+    Of several correct answers, the one with the best F-measure counts.  Words are runs of letters and digits in lower
+    case, as in rouge-score, which drops all letters but a to z: here those of other scripts count.
     """
 
     scores = ROUGE
 
+    def __init__(
+        self, *, tokenize: Annotated[Literal["words", "characters"], "characters: for text without spaces"] = "words"
+    ) -> None:
+        self.split: Any = list if tokenize == "characters" else str.split
+
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         from torchmetrics.functional.text import rouge_score
 
-        found = rouge_score([_answer(responses)], [list(item.correct_answers)], accumulate="best", rouge_keys=ROUGE)
+        found = rouge_score(
+            [_answer(responses)], [list(item.correct_answers)], accumulate="best", rouge_keys=ROUGE,
+            normalizer=lambda text: SIGNS.sub(" ", text.lower()), tokenizer=lambda text: self.split(text.strip()),
+        )  # fmt: skip
         return {name: float(found[f"{name}_fmeasure"]) for name in ROUGE}
 
 
 @metrics.register("chrf", paper="doi:10.18653/v1/W15-3049")
 class ChrF(_Generated):
-    """chrF of all answers: F_beta of character n-grams, and of word n-grams for chrF++ (`words` = 2).
+    """chrF of all answers: F_beta of character n-grams, and of word n-grams for chrF++ (`words` = 2), as in SacreBLEU.
 
     The value of an item is the chrF of its answer alone.
     """
@@ -84,7 +97,7 @@ class ChrF(_Generated):
         words: Annotated[int, Range(0, 8), "longest n-gram of words; 0: chrF, 2: chrF++"] = 0,
         beta: Annotated[float, Range(0, 100, open_low=True), "weight of recall against precision"] = 2.0,
     ) -> None:
-        self.settings: dict[str, Any] = {"n_char_order": characters, "n_word_order": words, "beta": beta}
+        self.characters, self.words, self.beta = characters, words, beta
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
         return {"chrf": self._chrf([_answer(responses)], [list(item.correct_answers)])}
@@ -93,6 +106,4 @@ class ChrF(_Generated):
         return {"chrf": self._chrf(*self.texts(scored))}
 
     def _chrf(self, answers: list[str], references: list[list[str]]) -> float:
-        from torchmetrics.functional.text import chrf_score
-
-        return float(chrf_score(answers, references, **self.settings))
+        return corpus_chrf(answers, references, self.characters, self.words, self.beta)

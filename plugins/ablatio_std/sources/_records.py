@@ -113,7 +113,7 @@ def text_records(
 
 
 def _no_text(record: Record, field: str, name: str, fix: str) -> UserError:
-    """The error for a record without text; `fix` is proposed if no other field can be meant."""
+    """The error for a record without text; `fix` is proposed if the field is there, or no other can be meant."""
     held = record.fields
     came = (
         f"the field {field!r} holds {type(held[field]).__name__}" if field in held else f"there is no field {field!r}"
@@ -122,6 +122,7 @@ def _no_text(record: Record, field: str, name: str, fix: str) -> UserError:
     texts = [other for other, value in held.items() if isinstance(value, str) and other.isidentifier()]
     close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1]
     names = ", ".join(shown(other) for other in list(held)[:20]) or "none"
-    if close:
+    # The rows before this one had text in the field: another field is no remedy.
+    if close and not (fix and field in held):
         fix = f"ablatio train source={name} source.path=FILE source.column={close[0]}"
     return invalid_data(record.place, came, f"text. Its fields: {names}", fix)

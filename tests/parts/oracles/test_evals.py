@@ -53,6 +53,23 @@ def test_addition() -> None:
         assert item.target == str(a + b) and max(len(str(a)), len(str(b))) <= 3
     sizes = [len(n) for item in found for n in item.question[:-1].split("+")]
     assert {*sizes} == {1, 2, 3}
+    assert not any(item.rationale for item in found)
+
+
+@pytest.mark.parametrize("spaces", [False, True])
+def test_sums_of_several_numbers_have_their_steps(spaces: bool) -> None:
+    form = "{} + {} = {}" if spaces else "{}+{}={}"
+    for item in items_of("addition", digits=2, terms=4, shots=1, spaces=spaces):
+        numbers = [*map(int, item.question.removesuffix("=").split("+"))]
+        assert len(numbers) == 4 and item.target == str(sum(numbers))
+        example = item.prompt.split("\n")[0]
+        assert sum(map(int, example.split("=")[0].split("+"))) == int(example.split("=")[1])
+        assert (" = " in example) == spaces and item.continued(item.target) == " " * spaces + item.target
+        total = numbers[0]
+        for number, step in zip(numbers[1:], item.rationale.removesuffix(".").split(". "), strict=True):
+            assert step == form.format(total, number, total + number)
+            total += number
+        assert len(f" {item.rationale} The answer is {item.target}.") <= item.room
 
 
 @pytest.mark.oracle("eval=dyck", "a stack machine")
@@ -126,3 +143,21 @@ def test_reasoning_gym() -> None:
             assert scored["verifier"] == theirs.score_answer(answer, entry)
     with pytest.raises(UserError, match="did you mean chain_sum"):
         items_of("reasoning_gym", task="chain_sums")
+
+
+def test_reasoning_gym_hands_settings_to_the_generator_and_steps_to_the_items() -> None:
+    gym = pytest.importorskip("reasoning_gym")
+    easy = items_of("reasoning_gym", items=4, settings=["max_terms:2", "max_digits:1"], tokens=9)
+    theirs = gym.create_dataset("chain_sum", size=4, seed=0, max_terms=2, max_digits=1)
+    assert [(i.target, i.room, i.rationale) for i in easy] == [(e["answer"], 9, "") for e in theirs]
+    for item in items_of("reasoning_gym", task="gsm_symbolic", items=8):
+        # The last line of the data's steps, `#### n`, is the answer, which a prompt writes itself.
+        whole = item.more["entry"]["metadata"]["answer_cot"]
+        assert item.rationale and whole.startswith(f"{item.rationale}\n#### {item.target}")
+    for setting, message in (
+        ("max_term:2", "is no setting of chain_sum; did you mean max_terms"),
+        ("size:9", "expected NAME:VALUE with one of min_terms, max_terms"),
+        ("max_terms:1", "chain_sum refuses them: max_terms must be >= min_terms"),
+    ):
+        with pytest.raises(UserError, match=message):
+            items_of("reasoning_gym", items=4, settings=[setting])

@@ -259,6 +259,22 @@ def test_personal_data():
     assert run("pii", ["Card 4111 1111 1111 1112"])[0].text == "Card 4111 1111 1111 1112"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("::1 or fe80::1ff:fe23:4567:890a.", "<IP> or <IP>."),
+        ("2001:db8:85a3:0:0:8a2e:370:7334, [::1]:80", "<IP>, [<IP>]:80"),
+        ("at 12:30:45 std::vector :: 1:2:3 aa:bb:cc:dd:ee:ff", None),
+        ("tel:+16502530000", "tel:<PHONE>"),
+        ("+5 apples, 1+12345678, pages 100-200", None),
+        ("the 1990 World Cup Court of Arbitration", None),
+        ("SSN 078-05-1120, not 000-05-1120", "SSN <SSN>, not 000-05-1120"),
+    ],
+)
+def test_personal_data_is_told_from_what_looks_like_it(text: str, expected: str | None) -> None:
+    assert run("pii", [text])[0].text == (text if expected is None else expected)
+
+
 @pytest.mark.oracle("filter=keywords", "html.parser's text of the same page")
 def test_markup_is_removed():
     from html.parser import HTMLParser

@@ -147,8 +147,26 @@ def test_rouge() -> None:
         assert values["rougeL"] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.oracle("metric=chrf", "F_2 of character n-grams counted by hand")
-def test_chrf() -> None:
+@pytest.mark.oracle("metric=chrf", "SacreBLEU 2.6.0: CHRF().corpus_score; F_2 of character n-grams counted by hand")
+@pytest.mark.parametrize(
+    ("answers", "targets", "words", "beta", "expected"),
+    [
+        (["the cat sat on the mat", ""], [["the cat sat on the mat"], ["hello"]], 0, 2, 0.8917661181858264),
+        (["hi", "zzz"], [["hi"], ["abc"]], 0, 2, 0.24444444444444446),  # texts that are shorter than 6 letters
+        (["a cat was sitting on the mat", "dogs ran in the park today"],
+         [["the cat sat on the mat", "a cat was sitting there on mat"], ["dogs run in the park today"]],
+         0, 2, 0.7205997456795383),
+        (["It is (a trap)!", "no"], [["it is a trap!", "It was (a trap)."], ["No, sir"]], 2, 1, 0.47307349559104916),
+        ([""], [[""]], 0, 2, 0.0),
+    ],
+)  # fmt: skip
+def test_chrf(answers: list[str], targets: list[list[str]], words: int, beta: float, expected: float) -> None:
+    items = [Item(str(i), "q", t[0], references=tuple(t[1:])) for i, t in enumerate(targets)]
+    _, found = measured("chrf", items, [said(a) for a in answers], words=words, beta=beta)
+    assert found["chrf"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_chrf_of_one_answer_counts_ngrams() -> None:
     def counts(text: str, n: int) -> dict[str, int]:
         plain = text.replace(" ", "")
         found: dict[str, int] = {}
@@ -157,15 +175,36 @@ def test_chrf() -> None:
         return found
 
     answer, target = ANSWERS[0], TARGETS[0]
-    scores = []
+    precisions, recalls = [], []
     for n in range(1, 7):
         a, b = counts(answer, n), counts(target, n)
         common = sum(min(c, b.get(g, 0)) for g, c in a.items())
-        precision, recall = common / sum(a.values()), common / sum(b.values())
-        scores.append(5 * precision * recall / (4 * precision + recall) if common else 0.0)
-    by_item, found = answered("chrf")
-    assert by_item[0]["chrf"] == pytest.approx(sum(scores) / 6, abs=1e-5)
-    assert 0 < found["chrf"] < 1
+        precisions.append(common / sum(a.values()))
+        recalls.append(common / sum(b.values()))
+    precision, recall = np.mean(precisions), np.mean(recalls)
+    by_item, _ = answered("chrf")
+    assert by_item[0]["chrf"] == pytest.approx(5 * precision * recall / (4 * precision + recall))
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "knobs", "expected"),
+    [
+        ("сегодня хорошая погода", "сегодня плохая погода", {}, 2 / 3),
+        ("snake_case x", "Snake case, x!", {}, 1.0),
+        ("今天天气", "今天下雨", {}, 0.0),
+        ("今天天气", "今天下雨", {"tokenize": "characters"}, 0.5),
+        ("", "x", {}, 0.0),
+    ],
+)
+def test_rouge_counts_words_of_all_scripts(text: str, target: str, knobs: dict, expected: float) -> None:
+    _, found = measured("rouge", [Item("0", "q", target)], [said(text)], **knobs)
+    assert found["rouge1"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("text", "target", "right"), [("", "", 1.0), ("  ", "", 1.0), ("x", "", 0.0), ("", "x", 0.0)])
+def test_no_answer_is_right_where_none_is_expected(text: str, target: str, right: float) -> None:
+    _, found = measured("answer_parse", [Item("0", "q", target)], [said(text)])
+    assert found["exact"] == right
 
 
 @pytest.mark.oracle("metric=f1", "SQuAD's script: examples of its README and by hand")
@@ -175,6 +214,15 @@ def test_f1() -> None:
     assert f1("in the year 1066", "1066") == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
     assert f1("", "x") == 0.0
     assert f1(")", ")") == 1.0 and f1(")", "]") == 0.0
+
+
+@pytest.mark.oracle("metric=exact_match", "lm-eval's exact_match without options: equality of the texts")
+def test_exact_match() -> None:
+    texts = ["Paris", " Paris", "paris", "The Paris", "", "Paris."]
+    expected = [[float(a.strip() == b.strip()) for b in texts] for a in texts]
+    assert sum(map(sum, expected)) == 8  # the first two are equal to each other and each to itself
+    found = metrics.build("exact_match")
+    assert [[found(a, b) for b in texts] for a in texts] == expected
 
 
 @pytest.mark.oracle("metric=answer_parse", "table")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ablatio.data.items import Generation, Item, Request, Response, Scored
@@ -39,6 +39,7 @@ class Measure:
     metric  the built metric
     items   items of the evaluation
     examples  solved items that are none of these, for prompts that show some
+    read    what counts of a generated text; None: all of it
     """
 
     on: str
@@ -46,6 +47,7 @@ class Measure:
     metric: Metric
     items: Sequence[Item]
     examples: Sequence[Item] = ()
+    read: Callable[[str], str] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,6 +75,22 @@ class Measure:
                     f"is {lacking[0].id})\n    try: leave out metric={self.entry.name}; `ablatio list metric -v` shows "
                     "what each needs"
                 )
+
+    def check_questions(self) -> None:
+        """Raise UserError if an answer is to be generated to an item that is a whole text, without a question."""
+        for item in self.items:
+            if item.prompt or item.question:
+                continue
+            if any(isinstance(request, Generation) and not request.prompt for request in self.metric.requests(item)):
+                raise UserError(
+                    f"metric={self.entry.name} compares generated answers, and items of eval={self.on} are whole texts "
+                    f"without a question (the first is {item.id})\n    try: metric=[perplexity]"
+                )
+
+    def readings(self, responses: Sequence[Response]) -> list[Response]:
+        """The responses with what counts of their texts."""
+        read = self.read
+        return [*responses] if read is None else [replace(r, texts=tuple(map(read, r.texts))) for r in responses]
 
     def score(self, responses: Sequence[Sequence[Response]], items: Sequence[Item] | None = None) -> list[Scored]:
         """Return the values of each item; UserError if the metric does not give finite numbers.

@@ -1,6 +1,7 @@
 """Answer requests with a model: likelihoods of continuations and generated texts, in batches of similar length."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from ablatio.model.parameter_roles import named_generator, named_seed
 from ablatio.model.rl.policy_outputs import states_of
 from ablatio.model.rl.token_logprobs import MAX_LOGITS
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Pair = tuple[list[int], list[int]]  # ids of a context, with the token that opens a text, and of its continuation
 
@@ -28,8 +30,9 @@ class Responder:
     A response depends on the model and its request alone, up to rounding: not on the other requests, their order or
     the batch size.
 
-    length   most tokens of a row.  A longer context loses its beginning.  A continuation that does not fit by itself is
-             read in windows of this length, each of which begins after the last token of the one before
+    length   most tokens of a row.  A longer context loses its beginning, which is logged.  A continuation that does not
+             fit by itself is read in windows of this length, each of which begins after the last token of the one
+             before.  Generated texts are shorter than asked for where their prompt leaves less room, down to half a row
     rows     requests that are processed at once
     decode   part of the kind `decode` for single answers; None: the most probable token at each step
     between  called as between(n) after n requests, to show progress or to stop by an exception
@@ -52,6 +55,7 @@ class Responder:
             )
         self.model, self.tokenizer, self.length, self.rows, self.between = model, tokenizer, length, rows, between
         self.start, self.done, self.decode = start_id(tokenizer), 0, decode
+        self.cut = set[Request]()  # requests whose context has lost its beginning
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Response]:
@@ -64,7 +68,18 @@ class Responder:
             found |= self._generations([r for r in unique if isinstance(r, Generation)])
         finally:
             self.model.train(was_training)
+        self._tell_what_was_cut(len(unique))
         return [found[request] for request in requests]
+
+    def _tell_what_was_cut(self, asked: int) -> None:
+        if self.cut:
+            longest = max((r.prompt if isinstance(r, Generation) else r.context for r in self.cut), key=len)
+            log.warning(
+                "%d of %d prompts do not fit into rows of %d tokens (model.max_len) together with their answers, and "
+                "were read without their beginning; the longest has %d characters",
+                len(self.cut), asked, self.length, len(longest),
+            )  # fmt: skip
+        self.cut.clear()
 
     def _count(self, number: int) -> None:
         self.done += number
@@ -80,6 +95,11 @@ class Responder:
                 logps[i] = found
             self._count(len(batch))
         responses, at = dict[Request, Response](), iter(logps)
+        fits = {
+            r: len(before) + len(after) <= self.length + 1 for r, (before, after) in zip(requests, pairs, strict=True)
+        }
+        # A text without a context is read whole, in several rows.
+        self.cut |= {r for r, fitting in fits.items() if r.context and not fitting}
         for request, of_request in zip(requests, windows, strict=True):
             parts = [next(at) for _ in of_request]
             each = tuple(x for logp, _ in parts for x in logp)
@@ -124,23 +144,26 @@ class Responder:
 
     def _generations(self, requests: Sequence[Generation]) -> dict[Request, Response]:
         """Sample the continuations; requests with the same settings are decoded together."""
+        encoded = self.tokenizer.encode([r.prompt for r in requests]) if requests else []
+        prompts = {r: [self.start, *map(int, ids)] for r, ids in zip(requests, encoded, strict=True)}
         by_settings: dict[tuple[int, int, float], list[Generation]] = {}
-        for request in requests:
-            by_settings.setdefault((request.tokens, request.samples, request.temperature), []).append(request)
+        for request, ids in prompts.items():
+            # A prompt keeps at least half of the row: it is more to the point than the end of a long answer.
+            room = min(request.tokens, max(self.length - len(ids), self.length // 2), self.length - 1)
+            self.cut |= {request} if len(ids) > self.length - room else set()
+            prompts[request] = ids[-(self.length - room) :]
+            by_settings.setdefault((room, request.samples, request.temperature), []).append(request)
         found: dict[Request, Response] = {}
-        for (tokens, samples, temperature), same in by_settings.items():
+        for (room, samples, temperature), same in by_settings.items():
             for batch in _by_length(same, max(1, self.rows // samples), lambda r: len(r.prompt)):
-                texts = self._sample(batch, tokens, samples, temperature)
+                texts = self._sample(batch, [prompts[r] for r in batch], room, samples, temperature)
                 found |= {request: Response(texts=t) for request, t in zip(batch, texts, strict=True)}
                 self._count(len(batch))
         return found
 
     def _sample(
-        self, requests: Sequence[Generation], tokens: int, samples: int, temperature: float
+        self, requests: Sequence[Generation], prompts: list[list[int]], room: int, samples: int, temperature: float
     ) -> list[tuple[str, ...]]:
-        room = min(tokens, self.length - 1)
-        encoded = self.tokenizer.encode([r.prompt for r in requests])
-        prompts = [[self.start, *map(int, ids)][-(self.length - room) :] for ids in encoded]
         if self.decode is not None and samples == 1 and temperature == 0:
             return self._decoded(requests, prompts, room)
         draws = None if temperature == 0 else _draws(requests, samples, room)

@@ -13,10 +13,12 @@ from ablatio.data.types import Tokenizer, start_id
 from ablatio.model.decoding.job import Continuation, DecodingJob, Ending, Judge
 from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.steps import chooser, token_by_token
+from ablatio.model.decoding.texts import Texts
 from ablatio.model.example import Example
 from ablatio.model.parameter_roles import named_seed
 from ablatio.model.prompting.triggers import token_candidates
 from ablatio.model.prompting.types import Completion, Usage
+from ablatio.model.rl.token_logprobs import MAX_LOGITS
 
 
 class Session:
@@ -172,12 +174,34 @@ class Session:
         """Log-probability of the tokens after the first n of each row."""
         if self.model.opens or hasattr(self.model, "encoder"):
             return np.array([self._score_after_source(ids[:n], ids[n:]) for ids, n in rows])
+        if (shared := self._scores_after_shared(rows)) is not None:
+            return shared
         tokens, mask = _right_padded([ids for ids, _ in rows])
         tokens = tokens.to(self._device)
         losses = self.model.eval().token_losses(Example(tokens[:, :-1], tokens[:, 1:]))
         first = torch.tensor([n for _, n in rows])[:, None]
         scored = mask[:, 1:] & (torch.arange(1, tokens.shape[1]) >= first)
         found: NDArray[np.float64] = -(losses.double().cpu() * scored).sum(1).numpy()
+        return found
+
+    def _scores_after_shared(self, rows: Sequence[tuple[list[int], int]]) -> NDArray[np.float64] | None:
+        """As _scores, with each different prompt read once; None where few are equal, or if it takes too much memory.
+
+        The choices of a question, and the answers that calibration or order=entropy compare, have one prompt.
+        """
+        prompts, rest = [ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows]
+        tokens, mask = _right_padded(rest)
+        few = 2 * len(set(map(tuple, prompts))) <= len(rows) and min(map(len, prompts)) > 0
+        if not few or tokens.numel() * self.model.vocab_size > MAX_LOGITS:
+            return None
+        tokens, texts = tokens.to(self._device), Texts(self.model.eval(), prompts)
+        if not texts.fits(tokens.shape[1]):
+            return None
+        logits = texts.logits[:, None]  # (N, 1, V)
+        if tokens.shape[1] > 1:
+            logits = torch.cat([logits, texts.extend_by(tokens[:, :-1])], dim=1)  # (N, n, V)
+        logps = logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+        found: NDArray[np.float64] = (logps.double().cpu() * mask).sum(1).numpy()
         return found
 
     def _score_after_source(self, prompt: Sequence[int], answer: Sequence[int]) -> float:

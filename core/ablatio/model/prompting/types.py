@@ -34,12 +34,14 @@ class Reply:
     text         the text that holds it
     candidates   (answer, weight) of each text that took part in a vote, in the order in which they were drawn
     choice_probabilities  of the question's choices, for programs that score these
+    usage        calls and tokens of the model, filled in by who runs the program; None: not counted by question
     """
 
     answer: str
     text: str = ""
     candidates: tuple[tuple[str, float], ...] = ()
     choice_probabilities: tuple[float, ...] = ()
+    usage: "Usage | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,12 @@ class EvalMethods(Protocol):
     Methods:
     examples()  solved items that are none of `items()`, which a prompt program may show; by default, of an evaluation
                 with a knob `seed`, the items of another seed
+    read(text)  what counts of a text that the model generated, such as the number after a marker; by default all of it
     """
 
     def examples(self) -> Iterable[Item]: ...
+
+    def read(self, text: str) -> str: ...
 
 
 class Metric(Protocol):

@@ -8,13 +8,14 @@ from typing import Any
 
 from ablatio.data.items import Item, Request, Respond, Response
 from ablatio.errors import UserError, did_you_mean
-from ablatio.model.evaluation.measure import Measure, built
+from ablatio.model.evaluation.measure import PREFIX, Measure, built
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Eval
 from ablatio.training.evaluation.access import Access
-from ablatio.training.evaluation.prompting import Prompting, examples_of
+from ablatio.training.evaluation.prompting import Prompting, answers_itself, examples_of
 from ablatio.training.task_scores import TaskScores
 
+TOKENS = ("tokens_read", "tokens_generated")  # values of a prompt program that answers by itself, means over items
 SHOWN = 600  # characters of a text in the file of items: the last ones of a prompt, the first ones of a target
 
 
@@ -55,8 +56,9 @@ class Evaluation:
     Raises UserError if an evaluation has no items or two with one id, or if a metric needs a label that is not there.
     """
 
-    def __init__(self, measures: Sequence[Measure]) -> None:
+    def __init__(self, measures: Sequence[Measure], *, counts_tokens: bool = False) -> None:
         self.measures = measures
+        self.counts_tokens = counts_tokens  # True if a prompt program answers: what it asks the model is a value, too
 
     @classmethod
     def of(cls, config: Mapping[str, Any], access: Access) -> "Evaluation | None":
@@ -76,13 +78,18 @@ class Evaluation:
             examples = examples_of(name, knobs or {}, part, access.texts) if config.get("prompt") else []
             for metric in asked or getattr(part, "measured_by", kinds.evals[name].facts["measured_by"]):
                 measure = _measure(shown, items, metric, asked.get(metric) or {}, access)
-                measures.append(replace(measure, examples=examples))
-        return cls(measures)
+                measures.append(replace(measure, examples=examples, read=getattr(part, "read", None)))
+        return cls(measures, counts_tokens=answers_itself(config))
 
     @property
     def columns(self) -> list[str]:
         """Columns of metrics.csv."""
-        return [column for measure in self.measures for column in measure.columns]
+        return [*(column for measure in self.measures for column in measure.columns), *self._token_columns]
+
+    @property
+    def _token_columns(self) -> list[str]:
+        names = dict.fromkeys(measure.on for measure in self.measures) if self.counts_tokens else {}
+        return [f"{PREFIX}/{on}/{name}" for on in names for name in TOKENS]
 
     @property
     def digest(self) -> str:
@@ -98,6 +105,8 @@ class Evaluation:
         for measure in self.measures:
             if column in measure.columns:
                 return str(measure.entry.facts["better"])
+        if column in self._token_columns:
+            return "lower"
         raise UserError(
             f"there is no score {column}{did_you_mean(column, self.columns)}\n    try: one of {', '.join(self.columns)}"
         )
@@ -109,34 +118,47 @@ class Evaluation:
         """
         prompted = [_prompted(m, prompting) for m in self.measures]
         asked = [[list(m.metric.requests(item)) for item in p] for m, p in zip(self.measures, prompted, strict=True)]
-        respond = respond if prompting is None or prompting.writes else self._by_program(prompting, asked)
-        responses = iter(respond([r for of_measure in asked for of_item in of_measure for r in of_item]))
         values: dict[str, Measured] = {}
+        by_program = prompting is not None and not prompting.writes
+        if prompting is not None and by_program:
+            respond = self._by_program(prompting, asked, values)
+        responses = iter(respond([r for of_measure in asked for of_item in of_measure for r in of_item]))
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for measure, items, of_measure in zip(self.measures, prompted, asked, strict=True):
             answered = [[next(responses) for _ in of_item] for of_item in of_measure]
-            scored = measure.score(answered, items)
+            # A program that votes has read the answers already.
+            counted = answered if by_program else [measure.readings(of_item) for of_item in answered]
+            scored = measure.score(counted, items)
             found, errors = measure.summary(scored), measure.errors(scored)
             for name in measure.names:
                 error = errors[name] if math.isfinite(errors[name]) else None
                 better = str(measure.entry.facts["better"])
                 values[measure.column(name)] = Measured(found[name], error, len(scored), better)
-            for item, one in zip(measure.items, scored, strict=True):
+            for item, one, told in zip(measure.items, scored, answered, strict=True):
                 row = rows.setdefault((measure.on, item.id), _row(measure.on, item))
-                texts = [text for response in one.responses for text in response.texts[:1]]
+                texts = [text for response in told for text in response.texts[:1]]
                 row |= {"answer": texts[0]} if texts else {}
                 row["values"] |= {measure.column(n): v for n, v in one.values.items() if n in measure.names}
         return EvaluationResult(values, [*rows.values()])
 
-    def _by_program(self, prompting: Prompting, asked: Sequence[Sequence[Sequence[Request]]]) -> Respond:
-        """Responses by a prompt program that answers by itself; each evaluation is asked once."""
+    def _by_program(
+        self, prompting: Prompting, asked: Sequence[Sequence[Sequence[Request]]], values: dict[str, Measured]
+    ) -> Respond:
+        """Responses by a prompt program that answers by itself; each evaluation is asked once.
+
+        Adds the tokens that the program read and generated to `values`, as means over the items.
+        """
         known: dict[Request, Response] = {}
         done = set[str]()
         for measure, of_measure in zip(self.measures, asked, strict=True):
             prompting.refuse_others(measure.entry.name, [r for of_item in of_measure for r in of_item])
             if measure.on not in done:
-                known |= prompting.answered(measure.items, measure.examples)
+                found, usage = prompting.answered(measure.items, measure.examples)
+                known |= found
                 done.add(measure.on)
+                count = len(measure.items)
+                for name, tokens in zip(TOKENS, (usage.read, usage.generated), strict=True):
+                    values[f"{PREFIX}/{measure.on}/{name}"] = Measured(tokens / count, None, count, "lower")
         return lambda requests: [known[request] for request in requests]
 
 
@@ -186,6 +208,7 @@ def _measure(on: str, items: Sequence[Item], name: str, knobs: Mapping[str, Any]
     metric = built(entry, kinds.metrics.build, knobs, texts=access.texts, open_run=access.open_run)
     measure = Measure(on, entry, metric, items)
     measure.check_labels()
+    measure.check_questions()
     return measure
 
 

@@ -15,7 +15,7 @@ from ablatio.model.evaluation.measure import Measure
 from ablatio.model.prompting.answers import answers, check_examples
 from ablatio.model.prompting.parse import final_answer
 from ablatio.model.prompting.session import Session
-from ablatio.model.prompting.types import Example, Form, Question
+from ablatio.model.prompting.types import Example, Form, Question, Usage
 from ablatio.registry import kinds
 
 EXAMPLES = 32  # solved items that a prompt program may show
@@ -113,12 +113,21 @@ class Prompting:
             for item in items
         ]
 
-    def answered(self, items: Sequence[Item], examples: Sequence[Item]) -> dict[Request, Response]:
-        """The program's answers to the items, as responses to the request for a generated answer."""
+    def answered(self, items: Sequence[Item], examples: Sequence[Item]) -> tuple[dict[Request, Response], Usage]:
+        """The program's answers to the items, as responses to the request for a generated answer, and what they took.
+
+        The usage is that of the questions, without the preparation on the examples.
+        """
+        # One limit for all questions, since a program's calls for several of them are made together.
+        self.llm.tokens = max(item.room for item in items)
         shown = self._prepared(examples)
+        before = self.llm.usage.copy()
         replies = answers(self.program, self.llm, shown, [_question(item) for item in items])
         pairs = zip(items, replies, strict=True)
-        return {Generation.of(item): Response(texts=(reply.answer,)) for item, reply in pairs}
+        responses: dict[Request, Response] = {
+            Generation.of(item): Response(texts=(reply.answer,)) for item, reply in pairs
+        }
+        return responses, self.llm.usage - before
 
     def refuse_others(self, metric: str, requests: Sequence[Request]) -> None:
         """Raise UserError for requests that a program without a prompt of its own cannot answer."""
@@ -129,11 +138,19 @@ class Prompting:
             )
 
     def _prepared(self, examples: Sequence[Item]) -> list[Example]:
-        shown = [Example(_question(item).text, str(item.correct)) for item in examples if item.correct is not None]
+        solved = [item for item in examples if item.correct is not None]
+        shown = [Example(_question(item).text, str(item.correct), item.rationale) for item in solved]
         check_examples(self.program, shown)
         if hasattr(self.program, "fit"):
             self.program.fit(self.llm, shown)
         return shown
+
+
+def answers_itself(config: Mapping[str, Any]) -> bool:
+    """True if the config's prompt program votes or searches, rather than writing a prompt to be continued."""
+    if config.get("prompt") is None:
+        return False
+    return "write" not in kinds.prompts[PartChoice.of(config["prompt"]).name].facts["uses"]
 
 
 def _question(item: Item) -> Question:
