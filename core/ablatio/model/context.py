@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio.model import flex_attention as flex
 from ablatio.model.example import SHARED, positions_in_documents
 from ablatio.model.kv_cache import KVCache
-from ablatio.model.number_format import precise, without_autocast
+from ablatio.model.number_format import precise
+from ablatio.model.position_bias import Bias, bias_of
 
 MaskKind = Literal["causal", "full"]
 T = TypeVar("T")
@@ -36,30 +36,6 @@ class Record:
         self.losses: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.further, self.further_caches = further, further_caches
-
-
-class Bias:
-    """A position's bias on the attention logits of one pass.
-
-    of_pair  function (head, query position, key position) -> the bias of one pair, for a kernel that computes it; None
-             if it depends on weights or on more than that
-    later    True if the bias of all pairs is made when it is first read: a kernel may do without
-    """
-
-    __slots__ = ("_dense", "_make", "of_pair")
-
-    def __init__(
-        self, make: Callable[[], Tensor], of_pair: Callable[..., Tensor] | None = None, *, later: bool
-    ) -> None:
-        self._make, self.of_pair = make, of_pair
-        self._dense = None if later else make()
-
-    @property
-    def dense(self) -> Tensor:
-        """The bias of all pairs: (H, T, S) or (B, H, T, S)."""
-        if self._dense is None:
-            self._dense = self._make()
-        return self._dense
 
 
 class Store:
@@ -263,7 +239,7 @@ class Context:
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """Return this context with other positions, as given by `place`; the mask does not change."""
         q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position
-        bias = None if self.logit_bias is None else _bias_of(position, q_pos, k_pos, dtype)
+        bias = None if self.logit_bias is None else bias_of(position, q_pos, k_pos, dtype)
         prepared = None if self.prepared is None else position.prepare(q_pos, precise(dtype), k_pos.amax() + 1)
         return replace(self, q_pos=q_pos, k_pos=k_pos, logit_bias=bias, prepared=prepared, _shared=Store())
 
@@ -347,26 +323,13 @@ def _of_position(
     position: Any, q_pos: Tensor, k_pos: Tensor, key_segments: Tensor | None, past: int, dtype: torch.dtype
 ) -> tuple[Bias | None, Any, Any]:
     """(bias on the logits, what `rotate` gets for queries, and for cached keys) of a position encoding."""
-    bias = _bias_of(position, q_pos, k_pos, dtype) if hasattr(position, "bias") else None
+    bias = bias_of(position, q_pos, k_pos, dtype) if hasattr(position, "bias") else None
     if not hasattr(position, "prepare"):
         return bias, None, None
     late, dtype = getattr(position, "rotates_cached_keys", False), precise(dtype)
     seen = _lengths(k_pos, key_segments) if late else k_pos.new_full((), k_pos.shape[-1])
     prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
     return bias, prepared, position.prepare(k_pos, dtype, seen) if late else None
-
-
-def _bias_of(position: Any, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Bias:
-    """The position's bias in float32 or wider, under autocast too: in bfloat16 alibi has 641 biases for 2048 keys."""
-
-    def dense() -> Tensor:
-        with without_autocast(q_pos.device):
-            bias: Tensor = position.bias(q_pos, k_pos)
-        return bias.to(precise(dtype))
-
-    pair_bias = getattr(position, "pair_bias", None)
-    of_pair = None if pair_bias is None else pair_bias()
-    return Bias(dense, of_pair, later=of_pair is not None and flex.expected(q_pos.device, q_pos.shape[-1]))
 
 
 def _cross(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ablatio.errors import Problem, did_you_mean
 from ablatio.registry import shared_layers
+from ablatio.registry.layer_groups import group_problems
 from ablatio.registry.part_spec import PartSpec
 from ablatio.registry.registry import REGISTRIES, Registry
 from ablatio.registry.value_schedules import is_value_schedule
@@ -321,7 +322,7 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             found = nodes(config, registry, depth)
             for layer, node in enumerate(found):
                 yield from _taken_over(where, registry, layer, node)
-            yield from _group_problems(where, registry, found)
+            yield from group_problems(where, registry, found)
             # The run's option acts outside the layers as well, and must then fit to those inside.
             stands = [*found, config[kind]] if registry.per_layer == "also outside" else found
             whole = [n for n in dict.fromkeys(str(node["name"]) for node in stands) if _connects_layers(registry[n])]
@@ -336,23 +337,6 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
                     yield Problem(where, what, "model.distinct_layers=null", combination=True)
         yield from _in_no_layer(config, registry, where)
         yield from _reaching_no_layer(config, registry)
-
-
-def first_of_group(registry: Registry[Any], layer: int, node: Mapping[str, Any]) -> int:
-    """Number of the layer whose results this one uses, as the fact `same_in_groups` of its part says; else its own."""
-    knob = registry[node["name"]].facts.get("same_in_groups")
-    return layer - layer % int(node[knob]) if knob else layer
-
-
-def _group_problems(where: str, registry: Registry[Any], found: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
-    """The problem of a layer that uses what another one computes, which has another part."""
-    for layer, node in enumerate(found):
-        first = first_of_group(registry, layer, node)
-        if found[first] != node:
-            kind = registry.kind
-            what = f"layer {layer}: {kind}={node['name']} uses what layer {first} computes, which has another {kind}"
-            yield Problem(where, what, f"{where}=null")
-            return
 
 
 def _taken_over(where: str, registry: Registry[Any], layer: int, node: Mapping[str, Any]) -> Iterator[Problem]:

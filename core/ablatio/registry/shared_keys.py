@@ -5,6 +5,7 @@ from typing import Any
 
 from ablatio.errors import Problem
 from ablatio.registry import per_layer
+from ablatio.registry.layer_groups import first_of_group
 from ablatio.registry.registry import REGISTRIES
 
 
@@ -19,7 +20,7 @@ def position_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     for depth in per_layer.depths(config):
         attentions, found = per_layer.nodes(config, attention, depth), per_layer.nodes(config, position, depth)
         for layer, node in enumerate(attentions):
-            first = per_layer.first_of_group(attention, layer, node)
+            first = first_of_group(attention, layer, node)
             if found[first] != found[layer]:
                 what = f"layer {layer}: attention={node['name']} reads the keys that layer {first} caches, so both need"
                 what += f" one position; got {_written(found[first])} in layer {first} and {_written(found[layer])} in"
