@@ -22,6 +22,7 @@ def flex_on_cpu(patch: pytest.MonkeyPatch, *, least: int = 1, devices: tuple[str
         calls.append(settings)
         return theirs.flex_attention(*args, **settings)
 
+    patch.setattr(flex._Setting, "allowed", True)
     patch.setattr(flex, "DEVICES", devices)
     patch.setattr(flex, "LEAST", least)
     patch.setattr(flex, "NARROWEST", 1)

@@ -177,7 +177,7 @@ class Trainer:
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False
     flex_attention: Annotated[
         bool, "on a GPU, compute documents, windows, alibi, softcap and sinks in long rows by FlexAttention"
-    ] = True
+    ] = False
     progress: Annotated[bool, "show a progress bar"] = True
 
 

@@ -41,7 +41,7 @@ class Machine:
     device: str
     precision: str
     threads: int
-    flex_attention: bool = True
+    flex_attention: bool = False
 
     @classmethod
     def choose(cls, trainer: Mapping[str, Any], place: Place | None = None) -> "Machine":
@@ -74,7 +74,7 @@ class Machine:
                 f"parts of its results unset\n    try: trainer.threads={most}"
             )
         each = threads or max(1, cores() // (place.local_world if place else 1))
-        return cls(device, precision, each, trainer.get("flex_attention", True))
+        return cls(device, precision, each, trainer.get("flex_attention", False))
 
     def prepare(self, width: int) -> None:
         """Apply these settings to torch, for a model with d_model = `width`."""
