@@ -1,7 +1,9 @@
 """A small version of benchmarks/validity.py: 300 studies a cell, through the report and back from its sentences."""
 
 import importlib
+import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -77,3 +79,27 @@ def test_documents_are_no_sample_of_a_setting(validity: ModuleType) -> None:
     assert null["seeds"] < 0.075 and spread["seeds"] < 0.075 and null["documents"] > 0.9 and spread["control"] > 0.4
     assert same["control"] > same["seeds"] > 0.85 and abs(same["weights"] - same["seeds"]) < 0.03
     assert luck["control"] < 0.12 < 0.85 < luck["seeds"]
+
+
+RECORDED = {
+    "validity_effects": lambda module: [cell.name for cell in module.CELLS],
+    "validity_scaling": lambda module: [cell.title for cell in module.all_cells()],
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_results_are_of_these_cells_and_keep_their_promises(name: str, validity: ModuleType) -> None:
+    """Each share has its standard error and its limits; a cell that is renamed has to be measured anew."""
+    module = importlib.import_module(name)
+    recorded = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    names = [cell["name"] for cell in recorded["cells"]]
+    assert len(names) > 10 and names == [n for n in RECORDED[name](module) if n in names] and recorded["date"]
+    for cell in recorded["cells"]:
+        assert re.fullmatch("[0-9a-f]{40}", cell["commit"]) and cell["kept"], cell["name"]
+        assert cell["studies"] >= 1000 and (cell["seconds"] is None or cell["seconds"] > 0)
+        shares = [s for s in (*cell.values(), *cell.get("shares", {}).values()) if isinstance(s, dict) and "share" in s]
+        assert shares
+        for share in shares:
+            error = math.sqrt(share["share"] * (1 - share["share"]) / cell["studies"])
+            assert share["standard_error"] == pytest.approx(error, abs=1e-5)
+            assert share["low"] <= share["share"] <= share["high"] and share["kept"]
