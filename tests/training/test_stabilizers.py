@@ -13,6 +13,7 @@ from ablatio.model.build import build_model
 from ablatio.model.example import Example
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.registry.kinds import stabilizers
+from ablatio.storage.checkpoints import Checkpoints
 from ablatio.testing import tiny_models
 from ablatio.training.load import load_run
 
@@ -76,6 +77,25 @@ def test_ema_weights_are_scored_and_saved_and_resume_is_exact(tmp_path: Path, te
     run, _ = load_run(cut)
     state = json.loads((cut / "summary.json").read_text())["after"]
     assert run.score(run.task.validation())["loss"] == state["loss"]  # the saved weights are those that were scored
+
+
+def test_ema_of_weights_that_thaw(tmp_path: Path, text_file: Path) -> None:
+    """The average of a frozen embedding is the embedding; once it thaws, it moves, and a resumed run is the same."""
+    settings = [
+        *TINY, f"source.path={text_file}", f"out={tmp_path}", "stabilizer=[clip,ema]", "stabilizer.ema.decay=0.5",
+        "roles.frozen=stages([embedding]@0,[]@0.5)", "train.checkpoint_every=2", "train.keep=20",
+    ]  # fmt: skip
+    done = ablatio(["train", *settings, "name=whole"], tmp_path / "log")
+    assert done.code == 0, done.err
+    saved = Checkpoints(tmp_path / "whole" / "checkpoints", 20)
+    embedding = {step: saved.load(step).model["model.embed_tokens.weight"] for step in (2, 4, 6, 8, 12)}
+    for step in (4, 6):
+        torch.testing.assert_close(embedding[step], embedding[2], rtol=0, atol=1e-7)
+    assert (embedding[8] - embedding[6]).abs().max() > 1e-5
+    cut = cut_and_resumed(settings, tmp_path, 4)
+    assert metrics(cut) == metrics(tmp_path / "whole")
+    again = Checkpoints(cut / "checkpoints", 20).load(12).model
+    assert all(torch.equal(again[name], t) for name, t in saved.load(12).model.items())
 
 
 @pytest.mark.oracle("stabilizer=ema", "float64 loop")

@@ -23,6 +23,7 @@ from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
 from ablatio.sweep.registration import AMOUNTS
 from ablatio.sweep.settings import Settings
+from ablatio.sweep.study_file import study_section
 
 SEED = "seed"
 MOST_SEEDS = 100  # of a sequential study that a budget limits
@@ -173,7 +174,7 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
         hint = f"try: +{yaml_files.SWEEP}={path}" if path else "try: ablatio list sweep"
         there = "" if path else f"\n    there are {', '.join(files) or 'none'}"
         raise UserError(f"there is no sweep {name}{why}{there}\n    {hint}")
-    return files[name].name, files[name].read().get("sweep") or {}
+    return files[name].name, study_section(files[name])
 
 
 def _study_option(overrides: Sequence[str]) -> str | None:

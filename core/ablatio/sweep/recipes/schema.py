@@ -83,15 +83,19 @@ def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def find(name: str) -> Recipe:
-    """Return a recipe by name.  Raises ConfigError if there is none."""
+    """Return a recipe by name.  Raises ConfigError if there is none, UserError if its file is no recipe."""
     from ablatio.config.overrides import no_option
-    from ablatio.errors import ConfigError
+    from ablatio.errors import ConfigError, UserError
 
     yaml_files.take_in([f"{RECIPE}={name}"])
     files = yaml_files.options_of(RECIPE)
     if name not in files:
         raise ConfigError([no_option(RECIPE, name, list(files))])
-    return load(files[name])
+    try:
+        return load(files[name])
+    except ContractError as error:
+        form = "stages: [{stage: first, overrides: [train.steps=500]}]"
+        raise UserError(f"{error}\n    try: in this file, {form}; `ablatio list {RECIPE}` shows others") from None
 
 
 def folder_name(number: int, stage: str) -> str:
