@@ -15,7 +15,7 @@ READY := $(VENV)/.ready-$(STAMP)
 # Tests start many processes: each would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo setup test test-all fast browser lint bench docs oracles clean
+.PHONY: demo setup test usual test-all fast browser lint bench docs oracles clean
 
 # Python compiles a module when it is first imported: to compile the other thousands of torch takes a third of the time.
 $(CORE): pyproject.toml constraints.txt
@@ -37,7 +37,10 @@ demo: $(CORE)
 	$(BIN)/ablatio train -m +sweep=first_study name=$(DEMO)-study
 	$(BIN)/ablatio report runs/$(DEMO)-study
 
-test: setup lint browser
+test: setup browser
+	$(MAKE) -j2 lint usual
+
+usual: setup
 	$(BIN)/pytest -n auto --select usual
 
 test-all: setup lint browser

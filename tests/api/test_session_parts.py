@@ -4,10 +4,10 @@ import json
 import linecache
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm_python
 
 import ablatio
 
@@ -45,10 +45,7 @@ print(run.config["norm"]["gain"], run.summary["status"], run.generate("the", tok
 def python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a fresh interpreter: from standard input, or as the arguments say."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *(arguments or ("-",))],
-        input=None if arguments else code, env=environment, cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return warm_python.run(arguments or ("-",), input="" if arguments else code, env=environment, cwd=folder)
 
 
 def told(settings: tuple[str, ...], out: Path) -> str:

@@ -1,11 +1,10 @@
 """The pipeline of filters: what it records, what it leaves alone, its cache, its workers."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers import warm_python
 
 from ablatio import filters
 from ablatio.data.corpus import prepare
@@ -141,8 +140,8 @@ def test_a_run_keeps_what_filters_did(tmp_path):
         "source.since=1990",
         f"out={tmp_path}",
     ]
-    command = [sys.executable, "-m", "ablatio", "train", *small, *short, "name=run", "filter=[statistics,pii]"]
-    subprocess.run(command, check=True, capture_output=True)
+    done = warm_python.run(["-m", "ablatio", "train", *small, *short, "name=run", "filter=[statistics,pii]"])
+    assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "data.json").read_text())["filters"][""]
     assert [stage["filter"] for stage in record] == ["statistics", "pii"] and record[0]["seen"] > 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm_python
 
 from ablatio.cli.main import main
 from ablatio.config.compose import compose_run
@@ -26,7 +27,7 @@ def commands() -> list[str]:
 @pytest.mark.slow
 def test_readme_python_api_works(tmp_path: Path) -> None:
     (code,) = [block for block in PYTHON if "ablatio.train(" in block]
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = warm_python.run(["-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "first-run" / "summary.json").exists() and "rmsnorm" in done.stdout
 

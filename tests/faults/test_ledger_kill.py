@@ -17,7 +17,8 @@ from ablatio.sweep.ledger import Entry, Ledger
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-OFFSETS = 200
+OFFSETS = 200  # of all states together
+PARTS = 4  # tests that share the offsets of a state
 STATES = ("planned", "claimed", "running", "done")
 JOBS = [job("a"), job("b")]
 
@@ -86,13 +87,14 @@ def sweep_killed_at(folder: Path, word: str, share: float) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("word", STATES)
+@pytest.mark.parametrize("part", range(PARTS))
 def test_truncated_ledger_line_loses_or_repeats_no_job(
-    tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, word: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)  # fsync matters only when the machine fails
     sweep(tmp_path / "whole")
     expected: dict[str, Any] = table(tmp_path / "whole")
-    for offset in range(OFFSETS // len(STATES)):
+    for offset in range(part, OFFSETS // len(STATES), PARTS):
         folder = tmp_path / str(offset)
         sweep_killed_at(folder, word, (offset + 0.5) * len(STATES) / OFFSETS)
         made = sweep(folder)

@@ -15,13 +15,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from helpers import warm_python
 
 from ablatio.cli.main import main
 from ablatio.config.compose import compose_run
@@ -149,9 +149,7 @@ class Reader:
         paths = [str(self.site)] if self.site else []
         paths += filter(None, [os.environ.get("PYTHONPATH")])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-        run = subprocess.run(
-            [sys.executable, *words], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
+        run = warm_python.run(words, cwd=self.folder, env=environment)
         return run.returncode, run.stdout + run.stderr
 
 

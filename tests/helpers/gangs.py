@@ -1,22 +1,26 @@
 """Start runs on several ranks, as a user does, and find their processes."""
 
 import csv
-import json
+import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+from helpers import warm_python
 from helpers.runs import begin
 
+import ablatio
 from ablatio.training.gang import store_of_supervisor
 from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
 
-SCRIPT = Path(__file__).with_name("ranks_script.py")
 TINY = (
     "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max_len=32", "train.steps=5",
     "train.batch_size=8", "tokenizer=bytes", "data.val_tokens=256", "train.log_every=1", "trainer.progress=false",
@@ -35,25 +39,49 @@ def environment() -> dict[str, str]:
 
 def finished(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """A run to its end, which may be late where other processes have the cores."""
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=environment())
+    return warm_python.run(["-m", "ablatio", "train", *words], timeout=timeout, env=environment())
 
 
-def in_one_gang(file: Path, runs: Sequence[tuple[str, Sequence[str]]], ranks: int) -> None:
-    """Train or resume runs, (name, words) each, one after the other in one process per rank; they go through a file."""
-    file.write_text(json.dumps(runs))
+def in_one_gang(log: Path, runs: Sequence[tuple[str, Sequence[str]]], ranks: int) -> None:
+    """Train or resume runs, (name, words) each, one after the other in one process per rank.
+
+    The processes are forked, so that torch is imported once; their output goes to `log`.0, `log`.1 ...
+    """
+    import ablatio.training.run  # noqa: F401  (imported before the fork)
+
     with store_of_supervisor(1) as (address, port, _):
         places = [Place(rank, ranks, rank, ranks, address, port) for rank in range(ranks)]
+        files = [log.with_name(f"{log.name}.{place.rank}") for place in places]
+        fork = multiprocessing.get_context("fork")
         processes = [
-            subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(file)],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env={**environment(), STORE_OF_SUPERVISOR: "1", **(place.to_environment() if ranks > 1 else {})},
-            )
-            for place in places
-        ]  # fmt: skip
+            fork.Process(target=_rank, args=(runs, place, file)) for place, file in zip(places, files, strict=True)
+        ]
         for process in processes:
-            output = process.communicate(timeout=560)[0]
-            assert process.returncode == 0, output[-3000:]
+            process.start()
+        for process, file in zip(processes, files, strict=True):
+            process.join(560)
+            process.kill()
+            assert process.exitcode == 0, file.read_text()[-3000:]
+
+
+def _rank(runs: Sequence[tuple[str, Sequence[str]]], place: Place, log: Path) -> None:
+    """Train `runs` as one rank, or as a process of its own if it is the only one."""
+    logging.getLogger().handlers.clear()  # pytest's handlers would capture the messages
+    os.environ |= {"OMP_NUM_THREADS": "1", STORE_OF_SUPERVISOR: "1"}
+    if place.world > 1:
+        os.environ |= place.to_environment()
+    with log.open("w", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(output):
+        code = 1
+        try:
+            for _, words in runs:
+                if words[0].startswith("resume="):
+                    ablatio.resume_run(words[0].removeprefix("resume="), *words[1:], quiet=True)
+                else:
+                    ablatio.train(*words, quiet=True)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+    os._exit(code)
 
 
 def children(pid: int) -> list[int]:

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm_python
 
 BROKEN = Path(__file__).parent / "plugins" / "broken"
 
@@ -45,10 +45,7 @@ class Site:
             "ABLATIO_PLUGIN_SECONDS": seconds,
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=self.folder.parent, capture_output=True, text=True, check=False
-        )
+        return warm_python.run(arguments, env=environment, cwd=self.folder.parent)
 
     def ask(self, code: str) -> object:
         """Run `code` and return the value of its variable `answer`."""

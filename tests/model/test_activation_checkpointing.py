@@ -240,7 +240,7 @@ def test_measures_are_not_counted_twice() -> None:
     assert before and record.measures == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
 def test_compiled_layers_are_recomputed_too() -> None:
     torch._dynamo.reset()

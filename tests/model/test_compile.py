@@ -43,7 +43,7 @@ def presets():
 
 
 @pytest.mark.slow
-@pytest.mark.matrix
+@pytest.mark.matrix(share=20)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("preset", presets())
 def test_each_preset_compiles(preset):

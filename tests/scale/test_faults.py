@@ -13,7 +13,7 @@ POLICY = ("task=policy", "alignment=grpo", "reward=length", "task.prompt_tokens=
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
-def test_stop_signal_saves_and_resumes(tmp_path: Path) -> None:
+def test_stop_signal_saves_a_checkpoint(tmp_path: Path) -> None:
     """SIGTERM to the supervisor: every rank stops after the same step, rank 0 saves."""
     run = Running(tmp_path / "run")
     run.signal(signal.SIGTERM)

@@ -38,15 +38,15 @@ def test_two_one_two(tmp_path: Path, strategy: str, stabilizer: str) -> None:
 
 def same_on_the_way(folder: Path, strategy: str, run: Sequence[str], changes: tuple[int, int]) -> None:
     """A run on two devices that goes on alone from one step and on two from another has the metrics of one device."""
-    two = (f"strategy={strategy}", "trainer.devices=2")
-    for name, words in (("one", ()), ("mixed", two)):
-        done = finished(*run, *words, f"out={folder}", f"name={name}")
-        assert done.returncode == 0, done.stderr
+    two, alone = (f"strategy={strategy}", "trainer.devices=2"), ("strategy=single", "trainer.devices=1")
     mixed = folder / "mixed"
-    for step, words in zip(changes, (("strategy=single", "trainer.devices=1"), two), strict=True):
-        back_to(mixed, step)
-        done = finished(f"resume={mixed}", *words)
-        assert done.returncode == 0, done.stderr
+    in_one_gang(folder / "log", [("one", (*run, f"out={folder}", "name=one"))], 1)
+    in_one_gang(folder / "log", [("mixed", (*run, *two, f"out={folder}", "name=mixed"))], 2)
+    back_to(mixed, changes[0])
+    in_one_gang(folder / "log", [("mixed", (f"resume={mixed}", *alone))], 1)
+    back_to(mixed, changes[1])
+    done = finished(f"resume={mixed}", *two)  # by the command that starts the ranks
+    assert done.returncode == 0, done.stderr
     for own, theirs in zip(rows(folder / "one"), rows(mixed), strict=True):
         assert theirs == pytest.approx(own, abs=1e-5)
 
@@ -83,14 +83,14 @@ def test_four_one_two(tmp_path: Path) -> None:
     words = (*TINY, *STEPS, "model.n_heads=4", "model.d_ff=64", "match=none", "stabilizer=[clip,ema]")
     for cases, ranks in ((one, 1), (four, 4)):
         listed = [(name, [*words, *more, f"out={tmp_path}", f"name={name}"]) for name, more in cases.items()]
-        in_one_gang(tmp_path / "runs.json", listed, ranks)
+        in_one_gang(tmp_path / "log", listed, ranks)
     for step, ranks in ((2, 1), (4, 2), (2, 4)):
         resumed = []
         for name, (*mesh, _, _) in four.items():
             back_to(tmp_path / name, step)
             devices = {1: ("strategy=single",), 2: ("strategy=tensor", "strategy.degree=null"), 4: mesh}[ranks]
             resumed.append((name, [f"resume={tmp_path / name}", *devices, f"trainer.devices={ranks}"]))
-        in_one_gang(tmp_path / "runs.json", resumed, ranks)
+        in_one_gang(tmp_path / "log", resumed, ranks)
         for name in four:
             optimizer = name.rpartition("-")[2]
             for own, theirs in zip(rows(tmp_path / optimizer), rows(tmp_path / name), strict=True):

@@ -164,7 +164,7 @@ def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, rank
         chosen = {word.partition("=")[0] for word in words if word.startswith("tokenizer=")}
         usual = [word for word in TINY if word.partition("=")[0] not in chosen]
         listed.append([name, [*usual, *words, *strategy, f"out={folder}", f"name={name}"]])
-    in_one_gang(folder / "runs.json", listed, ranks)
+    in_one_gang(folder / "log", listed, ranks)
 
 
 def same_on_two_ranks(folder: Path, cases: Mapping[str, Sequence[str]], strategy: str) -> None:

@@ -74,7 +74,7 @@ def test_ray_on_two_nodes_gives_the_results_of_the_pool(cluster: Any, tmp_path: 
     assert [kinds[j.id] for j in TROUBLE] == ["crash", "killed", "exited"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_sweep_finishes_with_fewer_slots_than_workers(cluster: Any, tmp_path: Path) -> None:
     """Two workers on a cluster with one CPU: Ray waits for a second slot forever, so the sweep must not."""
     knobs = {"address": cluster.address, "workers": 2}
@@ -108,7 +108,7 @@ def test_run_of_a_lost_ray_node_resumes_on_another_node(cluster: Any, tmp_path: 
     assert "slow starts at step 2" in (tmp_path / "runs/slow/log.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_preempts_ray_sweep_which_can_be_resumed(tmp_path: Path) -> None:
     """Ray installs its own SIGTERM handler in this process; the sweep's handler must take precedence."""
     with pytest.raises(Preempted, match="ablatio resume"):

@@ -4,13 +4,11 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import sequential_runs
+from helpers import sequential_runs, warm_python
 
 from ablatio.errors import AblatioError, ConfigError, UserError
 from ablatio.report.analysis.findings import find
@@ -28,9 +26,9 @@ TINY = ["size=tiny", "tokenizer=bytes", "train.steps=20", "data.val_tokens=2048"
 
 def fake_study(folder: Path, *overrides: str, planted: dict[str, Any] | None = None, kill: str = "") -> int:
     """Run a study in a process of its own; its exit code."""
-    command = [sys.executable, str(Path(sequential_runs.__file__)), *TINY, *overrides, f"out={folder}", "name=study"]
+    command = [str(Path(sequential_runs.__file__)), *TINY, *overrides, f"out={folder}", "name=study"]
     where = {"PLANTED": json.dumps(planted or {}), "KILL_AFTER": kill}
-    return subprocess.run(command, env={**os.environ, **where}, check=False).returncode
+    return warm_python.run(command, env={**os.environ, **where}).returncode
 
 
 def record(folder: Path) -> dict[str, Any]:

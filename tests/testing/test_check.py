@@ -164,6 +164,7 @@ def test_a_kind_of_a_plugin_can_be_left_out_or_chosen(tmp_path, new_site):
     assert site.ask(COMPOSE) == [None, {"name": "steady", "temperature": 0.5}]
 
 
+@pytest.mark.long
 def test_unusual_but_honest_parts_pass(tmp_path, new_site):
     verdict = (
         new_site(tmp_path)

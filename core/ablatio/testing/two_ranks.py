@@ -26,6 +26,9 @@ from ablatio.testing import tiny_models
 WORLD, STEPS, BATCHES, ROWS = 2, 3, 2, 4
 WAIT = 240.0  # seconds for a process to come or to answer: on two cores with a load of 17, importing torch took over 60
 TENSORS = "tensors.safetensors"
+# A server without threads, which imports torch and Lightning once, forks the ranks of all calls.
+SERVER = mp.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__, "ablatio.training.run"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def train(
 
     with store_of_supervisor(1) as (_, port, _), tempfile.TemporaryDirectory() as folder:
         arguments = (world, port, folder, entry.module, entry.name, dict(knobs or {}), piece)
-        processes = [mp.get_context("spawn").Process(target=_rank, args=(rank, *arguments)) for rank in range(world)]
+        processes = [SERVER.Process(target=_rank, args=(rank, *arguments)) for rank in range(world)]
         for process in processes:
             process.start()
         for process in processes:

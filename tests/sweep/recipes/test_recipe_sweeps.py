@@ -185,9 +185,8 @@ def test_arms_start_from_the_shared_stage(whole: Path) -> None:
     assert origins == {None: 2, **dict.fromkeys(sft, 3)}  # the reward model, and ppo at two KL coefficients
 
 
-@pytest.mark.matrix
+@pytest.mark.long  # of one recipe: test_recipes.py
 @pytest.mark.faults
-@pytest.mark.slow
 @pytest.mark.parametrize("stage, file", [("sft", "summary.json"), ("reward", "checkpoints/step-00000002.json"),
                                          ("ppo", "checkpoints/step-00000002.json")])  # fmt: skip
 def test_killed_recipe_sweep_resumes_between_and_within_stages(
