@@ -22,13 +22,13 @@ FLAGS: dict[str, dict[str, str]] = {
     "evaluate": {
         "--length": "8", "--tokens": "64", "--step": "4", "--objective": "lm", "--quantization": "int8",
         "--run-code": "", "--include": "tasks", "--limit": "2", "--stride": "4", "--json": "",
-        "--adapt": "0.01", "--adapter": "lora",
+        "--adapt": "0.01", "--adapter": "lora", "--with": "RUN",
     },
     "artifact": {"--quantization": "int8", "--step": "4", "--json": ""},
     "report": {
         "--out": "out", "--metric": "val/bpb", "--baseline": "norm=layernorm", "--correction": "bh",
         "--interval": "moderated", "--alpha": "0.1", "--margin": "0.01bits/byte", "--target": "3", "--quiet": "",
-        "--serve": "", "--follow": "", "--port": "0",
+        "--serve": "", "--follow": "", "--port": "0", "--language": "zh",
     },
     "runs": {"--filter": "kind=study", "--sort": "name", "--reverse": "", "--remove": "", "--yes": "", "--json": ""},
     "compare": {"--json": ""},
@@ -57,7 +57,7 @@ FLAGS: dict[str, dict[str, str]] = {
 # (command, words without flags, flags that choose the use)
 USES = [
     ("evaluate", "RUN", ""), ("evaluate", "RUN eval=[dyck] eval.dyck.items=4", ""),
-    ("evaluate", "RUN lm_eval=none", ""), ("artifact", "RUN", ""),
+    ("evaluate", "RUN", "--with"), ("evaluate", "RUN lm_eval=none", ""), ("artifact", "RUN", ""),
     ("report", "STUDY", ""), ("report", "STUDY", "--serve"), ("report", "STUDY", "--follow"),
     ("runs", "FOLDER", ""), ("runs", "FOLDER", "--remove"), ("compare", "RUN RUN", ""),
     ("noise", "STUDY", ""), ("noise", "STUDY", "--scores"),
@@ -68,7 +68,10 @@ USES = [
 ]  # fmt: skip
 
 # Flags that these runs refuse for another reason than the use of the command.
-CANNOT = {("evaluate", "RUN"): {"--stride"}, ("generate", "RUN ab"): {"--system"}, ("export", "RUN"): {"--adapter"}}
+CANNOT = {
+    ("evaluate", "RUN", ""): {"--stride"}, ("evaluate", "RUN", "--with"): {"--stride"},
+    ("generate", "RUN ab", ""): {"--system"}, ("export", "RUN", ""): {"--adapter"},
+}  # fmt: skip
 
 
 class Recorded(argparse.Namespace):
@@ -148,11 +151,12 @@ def test_a_flag_is_used_or_refused(
     command: str, words: str, use: str, folders: dict[str, str], parsed: list[Recorded],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    cannot = CANNOT.get((command, words), set()) if not use else set()
+    cannot = CANNOT.get((command, words, use), set())
     for name, path in folders.items():
         words = words.replace(name, path)
     chooses = {flag for of, _, flag in USES if of == command and flag}
-    given = {flag: value for flag, value in FLAGS[command].items() if flag == use or flag not in chooses | cannot}
+    possible = [flag for flag in FLAGS[command] if flag == use or flag not in chooses | cannot]
+    given = {flag: folders.get(FLAGS[command][flag], FLAGS[command][flag]) for flag in possible}
     while True:
         typed = [word for flag, value in given.items() for word in (flag, value) if word]
         code = main([command, *shlex.split(words), *typed])

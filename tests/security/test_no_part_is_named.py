@@ -33,7 +33,7 @@ COMMON_WORDS = {
     "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position", "second",
     "task", "json", "table", "dataset", "parquet", "accuracy", "evaluate", "judge", "memory", "sample", "win_rate",
     "difficulty", "perplexity", "ray", "stages", "target", "weights", "context", "damaged", "repeated", "tensor",
-    "temperature",
+    "temperature", "language",
 }  # fmt: skip
 
 

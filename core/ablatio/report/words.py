@@ -43,7 +43,6 @@ def page_words(language: Language) -> Mapping[str, str]:
 
 TEXTS: Mapping[Language, Mapping[str, str]] = {
     "en": {
-        "comma": ", ",
         "item": "{name}: {text}",
         "and more": "{names} and {k} more",
         "of one comparison": "of one comparison alone; that for all comparisons together contains 0",
@@ -138,7 +137,6 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "files written": "written: {files}",
     },
     "zh": {
-        "comma": "、",
         "item": "{name}：{text}",
         "and more": "{names} 等，另有 {k} 个",
         "of one comparison": "仅就一组比较而言；对全部比较同时成立的区间包含 0",

@@ -14,6 +14,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention, GptOss
 from transformers.models.olmo2.modeling_olmo2 import Olmo2Attention, Olmo2Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Config
 
+from ablatio.model.attention.kernels import attend_by_steps
 from ablatio.model.build import build_model
 from ablatio.model.context import make_context
 from ablatio.model.kv_cache import KVCache
@@ -326,11 +327,16 @@ def test_an_encoder_decoder_decodes_as_in_a_full_pass(name):
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-9, atol=1e-10)
 
 
+@torch.no_grad()
 def test_softcap_bounds_the_scores():
-    part = made("mha", {"softcap": 2.0})
-    x = torch.linspace(-500, 500, 101, dtype=torch.float64)
-    assert part.cap(x).abs().max() <= 2
-    torch.testing.assert_close(part.cap(x / 1e6), x / 1e6, rtol=1e-6, atol=0)
+    """Of two keys, the odds are at most exp(2 c); scores far below c stay as they are."""
+    values = torch.eye(2, dtype=torch.float64)[None, None]
+    ctx = make_context(torch.zeros(1, 2, dtype=torch.long), None, "full", None, None, torch.float64)
+    for score in (-500.0, 500.0, 1e-5):
+        q, k = torch.ones(1, 1, 2, 1, dtype=torch.float64), torch.tensor([score, 0.0], dtype=torch.float64)
+        first, second = attend_by_steps(q, k.view(1, 1, 2, 1), values, ctx, scale=1.0, softcap=2.0)[0, 0, 0]
+        odds = float((first / second).log())
+        assert abs(odds) <= 2 and (score != 1e-5 or math.isclose(odds, score, rel_tol=1e-6))
 
 
 def test_a_large_sink_takes_all_weight():

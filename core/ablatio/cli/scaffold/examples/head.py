@@ -8,6 +8,8 @@ from ablatio import heads
 class Asinh(nn.Module):
     """unit asinh(z / unit): large logits grow as their logarithm.  (..., V) -> same."""
 
+    elementwise = True
+
     def __init__(self, *, unit: float = 10.0) -> None:
         super().__init__()
         self.unit = unit

@@ -8,6 +8,8 @@ from ablatio.model.prompting.types import Example, Form, Question, Reply, TextMo
 class ReadAgain:
     """The question twice, "Q: ... Read the question again: ... A:" -> continuation."""
 
+    uses_examples = uses_choices = False
+
     def __init__(self, form: Form, parse, *, words: str = "\nRead the question again: ") -> None:
         self.form, self.parse, self.words = form, parse, words
 
