@@ -37,7 +37,8 @@ def fake_run(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
         elif step == 2 and not do.startswith("once:"):
             trouble(do)
         step += 1
-        place.write_text(str(step))
+        (folder / "step.new").write_text(str(step))
+        (folder / "step.new").replace(place)  # whole also if the run is killed here
     status = "done" if step == STEPS else "paused"
     summary = {"status": status, "steps": step, "val/loss": float(sum(map(ord, job.id))) + step}
     write_json(folder / "summary.json", summary)
