@@ -20,9 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["lightning.pytorch", "torch.distributed.fsdp", "hydra", "rich.console", "tokenizers"])
-
 
 def run(
     arguments: Sequence[str],
@@ -32,12 +29,19 @@ def run(
     input: str = "",
     timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
-    """As subprocess.run([sys.executable, *arguments]) with captured text; arguments: -m MODULE, -c CODE, -, or FILE."""
+    """Return what subprocess.run([sys.executable, *arguments]) returns, with captured text.
+
+    arguments  -m MODULE, -c CODE, - (code from `input`) or FILE, and those of the program
+    """
+    from ablatio.testing.two_ranks import PRELOADED  # imports torch
+
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)  # read by the first command or rank: a Python process has one server
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").write_text(input, encoding="utf-8")
         place = (dict(os.environ if env is None else env), str(cwd or Path.cwd()), name, _path_of_python())
-        process = SERVER.Process(target=_become, args=(list(arguments), *place))
+        process = server.Process(target=_become, args=(list(arguments), *place))
         process.start()
         process.join(timeout)
         if process.is_alive():

@@ -26,9 +26,7 @@ from ablatio.testing import tiny_models
 WORLD, STEPS, BATCHES, ROWS = 2, 3, 2, 4
 WAIT = 240.0  # seconds for a process to come or to answer: on two cores with a load of 17, importing torch took over 60
 TENSORS = "tensors.safetensors"
-# A server without threads, which imports torch and Lightning once, forks the ranks of all calls.
-SERVER = mp.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__, "ablatio.training.run"])
+PRELOADED = ["lightning.pytorch", "torch.distributed.fsdp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +52,13 @@ def train(
     """
     from ablatio.training.gang import store_of_supervisor
 
+    # A process without threads imports torch and Lightning once and forks the ranks of all calls.  There is one such
+    # server in a Python process, so it imports nothing of ablatio, which another user of it may want to import anew.
+    server = mp.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
     with store_of_supervisor(1) as (_, port, _), tempfile.TemporaryDirectory() as folder:
         arguments = (world, port, folder, entry.module, entry.name, dict(knobs or {}), piece)
-        processes = [SERVER.Process(target=_rank, args=(rank, *arguments)) for rank in range(world)]
+        processes = [server.Process(target=_rank, args=(rank, *arguments)) for rank in range(world)]
         for process in processes:
             process.start()
         for process in processes:
