@@ -1,4 +1,4 @@
-"""What to do about a damaged file: a command that works without it, since no command can repair it."""
+"""Errors of damaged files name a command that works without the file: no command can repair it."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,10 @@ OWNERS = ("config.json", "study.json", "recipe.json")  # files by which the fold
 
 
 def with_hint(error: DamagedFile, words: Sequence[str]) -> str:
-    """The message after a command, with a command to go on with if it has none.
+    """Return the error's message, and a command to go on with unless the message has one.
 
-    A damaged run: the list of the runs beside it.  Another file that the command names: the command without it.  What
-    the command does not name belongs to the installation.
+    For a damaged run: `ablatio runs` of its folder.  For another file that the command `words` names: the command
+    without it.  For a file that it does not name, which belongs to the installation: `ablatio doctor`.
     """
     said = error.for_command(words)
     return said if HINT in said else f"{said}{HINT}{_way_on(words)}"

@@ -1,4 +1,4 @@
-"""What counts of a generated answer: `filter_list` and the options of exact_match in lm-eval's YAML task files."""
+"""Extracts the answer from a generated text, as lm-eval's YAML task files say: filter_list, options of exact_match."""
 
 import re
 import string
@@ -36,13 +36,13 @@ class TaskAnswers:
         self.cleaning = self._cleaning()
 
     def read(self, text: str) -> str:
-        """What counts of a generated text."""
+        """Return the answer in a generated text."""
         for step in self.steps:
             text = step(text)
         return self.clean(text)
 
     def clean(self, text: str) -> str:
-        """An answer, or a correct answer, without what exact_match ignores."""
+        """Return an answer without what exact_match ignores; correct answers are cleaned in the same way."""
         for step in self.cleaning:
             text = step(text)
         return text

@@ -90,7 +90,7 @@ class TaskFile:
             log_once(f"{self.task.path}: generation_kwargs.{unknown[0]} is not read; decode=NAME chooses the decoding")
 
     def read(self, text: str) -> str:
-        """What counts of a generated text, by the file's filter_list and the options of exact_match."""
+        """Return the answer in a generated text, extracted by the file's filter_list and options of exact_match."""
         return self.reading.read(text)
 
     def items(self) -> Iterator[Item]:

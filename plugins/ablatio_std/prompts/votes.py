@@ -33,7 +33,7 @@ def chains(
 
 
 def reply_of(votes: Sequence[tuple[str, float]], texts: Sequence[str]) -> Reply:
-    """The winner of a vote, with the first text that says it."""
+    """Return the answer with the most votes, and the first text that ends in this answer."""
     winner = Vote.of(votes).winner
     text = next((t for t, (answer, _) in zip(texts, votes, strict=True) if answer == winner), "")
     return Reply(winner, text, tuple(votes))

@@ -1,4 +1,4 @@
-"""What the sources of records share: files, a column of text by name, and rows that cannot be used."""
+"""Shared by sources of records: find their files, read the column of text, report rows that cannot be used."""
 
 import json
 import shlex

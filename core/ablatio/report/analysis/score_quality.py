@@ -60,7 +60,7 @@ def quality_cells(found: Mapping[str, ScoreQuality]) -> list[tuple[str, ...]]:
 
 
 def quality_caption(language: Language = "en") -> str:
-    """What the columns under `heads("signal")` mean."""
+    """Return the explanation of the table's columns, which `heads("signal")` names."""
     return say("signal text", language, last=LAST)
 
 

@@ -49,7 +49,7 @@ def test_samples(part: PartSpec) -> None:
 
 
 def test_uses_what_it_says(part: PartSpec) -> None:
-    """Examples and choices change what the model is asked exactly if `uses_examples` and `uses_choices` say so."""
+    """Other examples, or choices, change the model's input if `uses_examples` or `uses_choices` is True; else not."""
     open_question, closed = Question("What is 2 and 9?"), Question("What is 2 and 9?", choices=("red", "green"))
     other = tuple(Example(f"{e.question} Say!", f"{e.answer}0", f"Other. {e.rationale}") for e in sample_use.EXAMPLES)
     for knobs in ({}, {"shots": 0}, {"shots": 2}):
@@ -66,14 +66,14 @@ def test_uses_what_it_says(part: PartSpec) -> None:
 
 
 def _asked(part: PartSpec, knobs: dict[str, int], examples: tuple[Example, ...], question: Question) -> object:
-    """Everything that the model was asked."""
+    """All inputs that the model was given."""
     llm = sample_use.scripted()
     answer_all(sample_use.program(part, knobs), llm, examples, [question])
     return llm.calls, llm.scored
 
 
 def test_needs_examples(part: PartSpec) -> None:
-    """Without what it needs, the part says so; otherwise it works."""
+    """Without examples or rationales that its facts require, a part raises UserError; without others it answers."""
     without = tuple(Example(e.question, e.answer) for e in sample_use.EXAMPLES)
     for fact, examples in (("examples", ()), ("rationale", without)):
         if part.facts[fact]:

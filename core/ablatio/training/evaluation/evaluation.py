@@ -101,7 +101,7 @@ class Evaluation:
         return total.hexdigest()
 
     def better(self, column: str) -> str:
-        """Whether lower or higher is better; UserError for an unknown column."""
+        """Return `lower` or `higher`: which values of a score are better.  Raises UserError for an unknown column."""
         for measure in self.measures:
             if column in measure.columns:
                 return str(measure.entry.facts["better"])
