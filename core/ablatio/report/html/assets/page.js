@@ -46,15 +46,15 @@ function verdict() {
   const items = alone ? [] : said.sentences.map((x) => h("li", { class: x.kind }, whole(x.text)));
   const list = h("ul", { class: "verdict" }, items.slice(0, FIRST));
   const more = items.length > FIRST && h("button", { class: "more", on: { click: () => { list.append(...items.slice(FIRST)); more.remove(); } } }, t("show_all", { n: items.length }));
-  const notes = said.notes.length ? h("p", { class: "facts" }, said.notes.join(" ")) : null;
+  const notes = said.notes.length ? h("p", { class: "facts" }, whole(said.notes.join(" "))) : null;
   return h("div", {}, h("p", { class: "headline" }, whole(said.headline)), list, more, notes);
 }
 
 /** A text, in the language of the page if it has several. */
 const own = (text) => (text && typeof text === "object" ? text[language] : text);
 
-/** `p = 0.003` stays on one line. */
-const whole = (text) => text.replace(/ ([=<]) /g, "\u00a0$1\u00a0");
+/** `p = 0.003` and `38.3 %` stay on one line. */
+const whole = (text) => text.replace(/ ([=<]) /g, "\u00a0$1\u00a0").replace(/ %/g, "\u00a0%");
 
 const done = () => (data.states.done || 0) > 0;
 
