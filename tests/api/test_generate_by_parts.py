@@ -63,12 +63,16 @@ def test_beams_give_several_texts(run: "ablatio.RunFolder") -> None:
     assert len(run.generate_many(["the", "a"], tokens=5, samples=2)) == 4
 
 
-def test_stop_strings_and_choices(run: "ablatio.RunFolder", capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_strings_and_choices(
+    run: "ablatio.RunFolder", capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     plain = run.generate("the people", tokens=12, temperature=0)
     letter = plain[len("the people") + 3]
     cut = run.generate("the people", tokens=12, temperature=0, stop=[letter])
     assert cut == plain[: plain.index(letter, len("the people"))]
+    assert not caplog.text
     assert run.generate("the people", tokens=12, temperature=0, stop=["never said"]) == plain
+    assert "no stop string ('never said') came within 12 tokens in 1 of 1 texts" in caplog.text
     for decode in ("greedy", "beam", "sample"):
         said = run.generate("peace:", decode=decode, choices=[" yes", " no", " none"])
         assert said.removeprefix("peace:") in (" yes", " no", " none")

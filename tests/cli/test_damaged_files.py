@@ -1,5 +1,6 @@
 """A damaged file: each command says what is wrong, and shows a command that works without the file."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -17,13 +18,14 @@ COMMANDS = [
     ("train model=run model.path={}", "config.json"),
     ("generate {} ab", "tokenizer.json"), ("evaluate {}", "checkpoints"),
     ("train extend={} train.steps=9", "config.json"),
+    ("compare {} {}", "config.json"), ("compare {} {}", "summary.json"), ("compare {} {} --json", "manifest.json"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one run."""
-    out = tmp_path_factory.mktemp("damaged") / "my runs"
+    out = tmp_path_factory.mktemp("broken") / "my runs"
     out.mkdir()
     (out / "text.txt").write_text("\n\n".join(f"Paragraph {i}: people meet on bridge {i % 7}." for i in range(60)))
     words = [*TINY, f"source.path={out / 'text.txt'}", f"out={out}", "name=a", "train.steps=4"]
@@ -48,8 +50,10 @@ def test_a_damaged_run_shows_the_others(
     hint = shlex.split(said.strip().rsplit(HINT.strip(), 1)[1])
     assert hint == ["ablatio", "runs", str(run.parent)] or file == "checkpoints"
     if hint[0] == "ablatio":
-        assert main(hint[1:]) == 0
-        assert "a " in capsys.readouterr().out
+        assert main([*hint[1:], "--json"]) == 0
+        (shown,) = json.loads(capsys.readouterr().out)
+        known = file in ("config.json", "summary.json", "manifest.json")
+        assert (shown["folder"], shown["state"]) == (str(run), "damaged" if known else "done")
 
 
 def test_a_damaged_yaml_file_is_left_out(

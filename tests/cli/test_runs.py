@@ -66,6 +66,20 @@ def test_list_sort_and_filter(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["runs", "nowhere"]) == 2 and "no folder nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "file", ["rmsnorm/config.json", "rmsnorm/summary.json", "rmsnorm/manifest.json", "study/study.json"]
+)
+@pytest.mark.parametrize("text", ["", "[1]", '{"status": "done"', "\0"])
+def test_a_damaged_entry_says_so(runs: Path, file: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / file).write_text(text)
+    found = {Path(str(e["folder"])).name: e for e in listed(capsys)}
+    damaged = [name for name, e in found.items() if e["state"] == "damaged"]
+    assert damaged == [file.split("/")[0]] and found[damaged[0]]["score"] is None
+    with own(runs / "rmsnorm" / LOCK):
+        states = {Path(str(e["folder"])).name: e["state"] for e in listed(capsys)}
+    assert states["rmsnorm"] == "running"
+
+
 def test_remove_asks_first_and_takes_what_was_listed(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

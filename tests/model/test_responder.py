@@ -118,6 +118,21 @@ def test_prompts_keep_half_of_the_row_and_what_is_cut_is_told(caplog: pytest.Log
     assert "1 of 3 prompts do not fit" in caplog.text and "the longest has 16 characters" in caplog.text
 
 
+@pytest.mark.parametrize("decode", [None, Sampling(temperature=0)])
+def test_answers_whose_stop_text_never_comes_are_told(decode: object, caplog: pytest.LogCaptureFixture) -> None:
+    net = model_of()
+    respond = Responder(net, TOKENIZER, LENGTH, decode=decode)
+    (plain,) = respond([Generation("The people", stop=(), tokens=6)])[0].texts
+    assert not caplog.text and len(plain) > 2
+    stopped, open_ = Generation("The people", stop=(plain[2], "!!"), tokens=6), Generation("b", stop=("!!",), tokens=6)
+    assert respond([stopped, open_])[0].texts == (plain[: plain.index(plain[2])],)
+    told = "no stop text ('!!') came in 1 of 2 answers: they are scored with all tokens that were allowed"
+    assert caplog.text.count("no stop text") == 1 and told in caplog.text
+    caplog.clear()
+    respond([stopped])
+    assert not caplog.text
+
+
 def test_greedy_texts_are_those_of_generate_and_greedy_continuations_are_recognized() -> None:
     net = model_of()
     respond = Responder(net, TOKENIZER, LENGTH)

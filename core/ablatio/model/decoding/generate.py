@@ -1,5 +1,6 @@
 """Continuations of token ids, texts and conversations."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.steps import chooser, token_by_token
 from ablatio.model.language_model import LanguageModel
 
+log = logging.getLogger("ablatio")
 Decode = Callable[[DecodingJob], Sequence[Sequence[Continuation]]]
 
 
@@ -70,9 +72,17 @@ class Request:
         choices = tuple(tuple(map(int, ids)) for ids in tokenizer.encode(list(self.choices)))
         ending = Ending(self.new_tokens, stop_ids, self.stop, text_of, choices)
         job = DecodingJob(model, rows, ending, self.second, judge if self.judge else None, self.seed)
-        return [
-            [text_of(c.ids) if c.text is None else c.text for c in continuations] for continuations in self.decode(job)
-        ]
+        found = self.decode(job)
+        self._tell_what_did_not_end([c for continuations in found for c in continuations])
+        return [[text_of(c.ids) if c.text is None else c.text for c in continuations] for continuations in found]
+
+    def _tell_what_did_not_end(self, found: Sequence[Continuation]) -> None:
+        unended = sum(c.finished == "length" for c in found) if self.stop else 0
+        if unended:
+            log.warning(
+                "no stop string (%s) came within %d tokens in %d of %d texts",
+                ", ".join(map(repr, self.stop)), self.new_tokens, unended, len(found),
+            )  # fmt: skip
 
 
 def complete(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], request: Request) -> list[list[str]]:

@@ -56,6 +56,7 @@ class Responder:
         self.model, self.tokenizer, self.length, self.rows, self.between = model, tokenizer, length, rows, between
         self.start, self.done, self.decode = start_id(tokenizer), 0, decode
         self.cut = set[Request]()  # requests whose context has lost its beginning
+        self.unended = set[Generation]()  # requests whose stop texts did not come
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Response]:
@@ -69,6 +70,7 @@ class Responder:
         finally:
             self.model.train(was_training)
         self._tell_what_was_cut(len(unique))
+        self._tell_what_did_not_end(sum(isinstance(r, Generation) for r in unique))
         return [found[request] for request in requests]
 
     def _tell_what_was_cut(self, asked: int) -> None:
@@ -80,6 +82,15 @@ class Responder:
                 len(self.cut), asked, self.length, len(longest),
             )  # fmt: skip
         self.cut.clear()
+
+    def _tell_what_did_not_end(self, asked: int) -> None:
+        if self.unended:
+            stops = dict.fromkeys(stop for request in self.unended for stop in request.stop)
+            log.warning(
+                "no stop text (%s) came in %d of %d answers: they are scored with all tokens that were allowed",
+                ", ".join(map(repr, stops)), len(self.unended), asked,
+            )  # fmt: skip
+        self.unended.clear()
 
     def _count(self, number: int) -> None:
         self.done += number
@@ -171,18 +182,29 @@ class Responder:
             self.model, prompts, draws, stop=self.tokenizer.eos, new_tokens=room, group=samples,
             temperature=temperature or 1.0, rows=self.rows,
         )  # fmt: skip
-        answers = [self._text(rollout.answer(row, self.tokenizer.eos)) for row in range(len(rollout))]
-        return [
-            tuple(until(text, request.stop) for text in answers[i * samples : (i + 1) * samples])
-            for i, request in enumerate(requests)
+        ids = [rollout.answer(row, self.tokenizer.eos) for row in range(len(rollout))]
+        texts = [
+            self._ended(requests[row // samples], self._text(own), len(own) == room and self.start not in own)
+            for row, own in enumerate(ids)
         ]
+        return [tuple(texts[i : i + samples]) for i in range(0, len(texts), samples)]
 
     def _decoded(self, requests: Sequence[Generation], prompts: list[list[int]], room: int) -> list[tuple[str, ...]]:
         """The first answer of the decode part to each prompt; its random stream depends on the request alone."""
         ending = Ending(room, tuple(dict.fromkeys((self.tokenizer.eos, self.start))))
         streams = [named_seed(request.seed, request.prompt) for request in requests]
         found = self.decode(DecodingJob(self.model, prompts, ending, seed=1, streams=streams))
-        return [(until(self._text(row[0].ids), r.stop),) for r, row in zip(requests, found, strict=True)]
+        return [
+            (self._ended(request, self._text(row[0].ids), row[0].finished == "length"),)
+            for request, row in zip(requests, found, strict=True)
+        ]
+
+    def _ended(self, request: Generation, text: str, full: bool) -> str:
+        """Return the text up to its stop text; `full`: it has all tokens that were allowed."""
+        found = until(text, request.stop)
+        if request.stop and full and found == text:
+            self.unended.add(request)
+        return found
 
     def _text(self, ids: Sequence[int]) -> str:
         """Decode ids up to the start of another document; ids beyond the tokenizer's have no text."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablatio.errors import UserError
+from ablatio.errors import DamagedFile, UserError
 from ablatio.report.analysis.budgets import MATCHED
 from ablatio.report.read.run import Run, inner, terms_of
 from ablatio.report.read.single_runs import flatten
@@ -46,12 +46,18 @@ class RunComparison:
 
 
 def one_run(folder: Path) -> Run:
-    """Return the run in a folder.  Raises UserError unless the folder holds exactly one."""
+    """Return the run in a folder.
+
+    Raises UserError unless the folder holds exactly one, and DamagedFile if it is damaged.
+    """
     runs = read_table([folder]).runs
     if len(runs) != 1:
         raise UserError(
             f"{folder} holds {len(runs)} runs, one was expected\n    try: ablatio report {shell_word(folder)}"
         )
+    if runs[0].state == "damaged":
+        # Its numbers are not believed, so there is nothing to compare.
+        raise DamagedFile(f"{folder} is damaged: {runs[0].why}")
     return runs[0]
 
 

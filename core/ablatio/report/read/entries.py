@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablatio.errors import AblatioError, EnvironmentFault, UserError
+from ablatio.errors import AblatioError, DamagedFile, EnvironmentFault, UserError
 from ablatio.report.read.single_runs import flatten
 from ablatio.report.read.stages import RECIPE
 from ablatio.storage.atomic_write import explained
 from ablatio.storage.folder_lock import owner_of
-from ablatio.storage.json_files import read_object
+from ablatio.storage.json_files import read_object_if_any
 from ablatio.sweep.ledger import Ledger, alive
 from ablatio.sweep.lock import LOCK as STUDY_LOCK
 from ablatio.sweep.study import LEDGER, STUDY
@@ -30,7 +30,8 @@ MARKS = {STUDY: "study", RECIPE: "recipe", "config.json": "run"}  # file that ma
 class Entry:
     """One run, study or recipe on disk.
 
-    state     done, diverged, failed, running, interrupted; of a study `5 of 8 done` unless all are
+    state     done, diverged, failed, running, interrupted; of a study `5 of 8 done` unless all are; damaged if a file
+              that says what it is cannot be read
     score     of a run, with its name; None if it has none
     size      bytes on disk; time: of its first file, in seconds since 1970
     settings  of a run, flat: {"norm.name": "rmsnorm"}; of a study what its command line asked for
@@ -93,13 +94,14 @@ def entries_in(roots: Sequence[Path]) -> list[Entry]:
 def is_at_work(folder: Path) -> bool:
     """True if a process works in a study, a recipe, a run, or a folder of them."""
     places = [folder] if _kind(folder) or not folder.is_dir() else _below(folder)
-    return any(owner_of(place / RUN_LOCK) or "running" in _state(place).split() for place in places)
+    return any(owner_of(place / RUN_LOCK) or "running" in _state(place, {}).split() for place in places)
 
 
-def _state(folder: Path) -> str:
+def _state(folder: Path, summary: Mapping[str, Any]) -> str:
+    """State of an entry; `summary`: of a run."""
     kind = _kind(folder)
     if kind == "run":
-        return _run_state(folder, _object(folder / "summary.json"))
+        return _run_state(folder, summary)
     return _study_state(folder) if kind == "study" else _recipe_state(folder)
 
 
@@ -120,29 +122,40 @@ def _kind(folder: Path) -> str:
 def _read(folder: Path) -> Entry:
     kind = _kind(folder)
     mark = next(mark for mark, k in MARKS.items() if k == kind)
-    told = _object(folder / mark)
+    told, damaged = _object(folder / mark)
+    summary: dict[str, Any] = {}
+    if kind == "run":
+        summary, also = _object(folder / "summary.json")
+        damaged = damaged or also or _object(folder / "manifest.json")[1]
+    state = _state(folder, summary)
+    # That a process works here matters more: nobody may remove its folder.
+    if damaged and "running" not in state.split():
+        state = "damaged"
     size, time = _disk(folder), (folder / mark).stat().st_mtime
     if kind == "run":
-        summary = _object(folder / "summary.json")
         main = summary.get("score")
         name = str(main.get("name", "")) if isinstance(main, Mapping) else "val/loss"
         score = summary.get(name)
-        known = float(score) if isinstance(score, int | float) and not isinstance(score, bool) else None
+        is_number = isinstance(score, int | float) and not isinstance(score, bool)
+        # Nothing of a damaged run is believed.
+        known = float(summary[name]) if is_number and state != "damaged" else None
         settings = flatten(told)
         # Whatever setting it stands in: model.path, reference.path, or one of a plugin.
         refers = [Path(v).expanduser() for v in settings.values() if os.sep in v and Path(v).expanduser().is_dir()]
-        return Entry(folder, kind, _run_state(folder, summary), known, name if known is not None else "", size, time,
-                     settings, refers)  # fmt: skip
-    state = _state(folder)
+        return Entry(folder, kind, state, known, name if known is not None else "", size, time, settings, refers)
     words = [str(o) for o in told.get("overrides", [])] if isinstance(told.get("overrides"), list) else []
     settings = dict(word.lstrip("+~").split("=", 1) for word in words if "=" in word)
     return Entry(folder, kind, state, size=size, time=time, settings=settings)
 
 
-def _object(path: Path) -> dict[str, Any]:
-    with suppress(FileNotFoundError, EnvironmentFault):
-        return read_object(path)
-    return {}
+def _object(path: Path) -> tuple[dict[str, Any], bool]:
+    """The object in a file, empty if there is none or it cannot be read; True if it cannot because it is damaged."""
+    try:
+        return read_object_if_any(path), False
+    except DamagedFile:
+        return {}, True
+    except EnvironmentFault:  # not permitted to read it, which says nothing of what it holds
+        return {}, False
 
 
 def _run_state(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -177,7 +190,7 @@ def _recipe_state(folder: Path) -> str:
     stages = sorted(p.parent for p in folder.glob("*/config.json"))
     if any(owner_of(stage / RUN_LOCK) for stage in stages):
         return "running"
-    done = sum(_object(stage / "summary.json").get("status") == "done" for stage in stages)
+    done = sum(_object(stage / "summary.json")[0].get("status") == "done" for stage in stages)
     return "done" if stages and done == len(stages) else f"{done} of {len(stages)} done"
 
 
