@@ -11,10 +11,14 @@ from helpers import selection
 from helpers.plugin_sites import new_site, site  # noqa: F401  (fixtures)
 from helpers.small_text import small_text
 
+from ablatio.data.workers import available_cores
+from ablatio.storage.collector import collect_in_training, collect_seldom
+
 collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+collect_seldom()  # while all test modules are imported
 
 
 def one_thread() -> None:
@@ -43,6 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(ResultsFile(Path(results), config.rootpath))
     cache = getattr(config, "cache", None)  # None with -p no:cacheprovider
     os.environ["ABLATIO_CACHE"] = str(cache.mkdir("ablatio")) if cache else tempfile.mkdtemp()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are cores, since tests wait for processes for a sixth of their time."""
+    return available_cores() + 1
+
+
+def pytest_collection_finish() -> None:
+    collect_in_training()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -8,6 +8,7 @@ import atexit
 import functools
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import runpy
 import subprocess
@@ -33,15 +34,11 @@ def run(
 
     arguments  -m MODULE, -c CODE, - (code from `input`) or FILE, and those of the program
     """
-    from ablatio.testing.two_ranks import PRELOADED  # imports torch
-
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOADED)  # read by the first command or rank: a Python process has one server
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").write_text(input, encoding="utf-8")
-        place = (dict(os.environ if env is None else env), str(cwd or Path.cwd()), name, _path_of_python())
-        process = server.Process(target=_become, args=(list(arguments), *place))
+        place = (dict(os.environ if env is None else env), str(cwd or Path.cwd()), name, path_of_python())
+        process = server().Process(target=become, args=(list(arguments), *place))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -52,8 +49,17 @@ def run(
         return subprocess.CompletedProcess([*arguments], process.exitcode, out.read_text(), err.read_text())
 
 
+def server() -> multiprocessing.context.ForkServerContext:
+    """The server, which begins with its first process; a Python process has one."""
+    from ablatio.testing.two_ranks import PRELOADED  # imports torch
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 @functools.cache
-def _path_of_python() -> list[str]:
+def path_of_python() -> list[str]:
     """sys.path of a new interpreter without PYTHONPATH."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
@@ -61,7 +67,7 @@ def _path_of_python() -> list[str]:
     return list(json.loads(done.stdout))
 
 
-def _become(arguments: list[str], environment: dict[str, str], cwd: str, streams: str, path: list[str]) -> None:
+def become(arguments: list[str], environment: dict[str, str], cwd: str, streams: str, path: list[str]) -> None:
     """Run the program as the main module, and end the process with its exit code."""
     for number, name in enumerate(("in", "out", "err")):
         file = os.open(Path(streams, name), os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)

@@ -17,7 +17,9 @@ LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "attenti
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
-@pytest.mark.parametrize("options", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "options", [pytest.param(GPT2, id="gpt2", marks=pytest.mark.long), pytest.param(LLAMA, id="llama")]
+)
 def test_compiled_blocks_equal_eager_blocks(options):
     def run(compiled):
         model = build_model(model_config(**options, n_layers=1), 50)

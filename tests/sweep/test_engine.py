@@ -69,7 +69,7 @@ def test_repeated_sweep_starts_no_finished_job(tmp_path: Path) -> None:
 def test_failing_run_does_not_affect_other_runs(
     tmp_path: Path, do: str, kind: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablatio_std.launchers._server.GRACE", 0.5)
+    monkeypatch.setattr("ablatio_std.launchers.pool.GRACE", 0.5)
     made = engine(tmp_path, job("bad", do), *JOBS, knobs={"workers": 2, "timeout": 1.0})
     results = {r.job.id: r.entry for r in made.run()}
     assert {n: e.state for n, e in results.items()} == {"bad": "failed"} | dict.fromkeys(
@@ -82,7 +82,7 @@ def test_failing_run_does_not_affect_other_runs(
 @pytest.mark.slow
 @pytest.mark.parametrize("do", ["hang", "slow"])  # `hang` ignores SIGTERM, `slow` handles it
 def test_hung_run_is_stopped(tmp_path: Path, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablatio_std.launchers._server.GRACE", 0.5)
+    monkeypatch.setattr("ablatio_std.launchers.pool.GRACE", 0.5)
     made = engine(tmp_path, job("bad", do), job("talks", "chat"), *JOBS, knobs={"workers": 3}, hang=1.5)
     results = {r.job.id: r.entry for r in made.run()}
     assert {n for n, e in results.items() if e.state == "done"} == {"talks", "j0", "j1", "j2", "j3"}

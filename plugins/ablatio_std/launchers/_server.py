@@ -47,10 +47,12 @@ class Server:
     than there are runs alone.
     """
 
-    def __init__(self, pipe: Connection, work: Work, threads: int, timeout: float | None, places: int) -> None:
+    def __init__(
+        self, pipe: Connection, work: Work, threads: int, timeout: float | None, places: int, grace: float
+    ) -> None:
         self.pipe, self.work, self.threads = pipe, work, threads
         self.timeout = timeout or float("inf")
-        self.places = places
+        self.places, self.grace = places, grace
         self.waiting: list[LaunchRequest] = []
         self.children: dict[int, Child] = {}
         self.gpus: list[str] = []
@@ -126,7 +128,7 @@ class Server:
 
     def _terminate(self, pid: int, child: Child) -> None:
         if not child.terminated:
-            child.terminated, child.deadline = True, time.monotonic() + GRACE
+            child.terminated, child.deadline = True, time.monotonic() + self.grace
             os.kill(pid, signal.SIGTERM)  # not reaped yet, so the pid cannot belong to another process
 
     def _fork(self, order: LaunchRequest) -> None:
@@ -208,7 +210,13 @@ class Server:
 
 
 def serve(
-    pipe: Connection, other_end: Connection | None, work: Work, threads: int, timeout: float | None, places: int
+    pipe: Connection,
+    other_end: Connection | None,
+    work: Work,
+    threads: int,
+    timeout: float | None,
+    places: int,
+    grace: float,
 ) -> None:
     """Main function of the server's process.
 
@@ -219,7 +227,8 @@ def serve(
         threads: threads of torch in each run.
         timeout: seconds after which a run is stopped; None for no limit.
         places: number of devices that the runs use at a time.
+        grace: seconds between SIGTERM and SIGKILL.
     """
     if other_end is not None:
         other_end.close()
-    Server(pipe, work, threads, timeout, places).serve()
+    Server(pipe, work, threads, timeout, places, grace).serve()

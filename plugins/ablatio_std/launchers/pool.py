@@ -51,7 +51,8 @@ class Pool:
         method = "fork" if _may_fork() else "spawn"
         context = multiprocessing.get_context(method)
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, self.pipe if method == "fork" else None, self.work, self.threads, self.timeout, self.slots)
+        copied = self.pipe if method == "fork" else None
+        arguments = (theirs, copied, self.work, self.threads, self.timeout, self.slots, GRACE)
         self.server = context.Process(target=serve, args=arguments, name="ablatio-server")  # type: ignore[attr-defined]
         with _without_main():
             self.server.start()
