@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatio.api import adapter
+from ablatio.api import adapter, minutes
 from ablatio.api.frames import frame
 from ablatio.api.reports import find_in, write_report
 from ablatio.api.session import executing
@@ -42,6 +42,7 @@ def run_study(
     and Preempted if the study was interrupted.
     """
     words = words_of("run_study", overrides, name, out)
+    minutes.refuse_in_study(words)
     with executing():
         return StudyFolder(adapter.sweep(words, quiet=quiet))
 

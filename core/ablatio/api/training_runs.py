@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatio.api import adapter
+from ablatio.api import adapter, minutes
 from ablatio.api.run_folder import RunFolder
 from ablatio.api.session import composing, computing
 from ablatio.api.settings import value, without, words_of
@@ -51,6 +51,8 @@ def train(
     if (resumed := value(words, "resume")) is not None:
         return resume_run(Path(resumed), *without(words, "resume"), callbacks=callbacks, quiet=quiet)
     adapter.check_callbacks(callbacks)
+    with composing():
+        words = minutes.with_steps(words, console)
     if value(words, recipes.RECIPE) is not None:
         with composing():
             from ablatio.sweep.recipes.plan import plan_recipe

@@ -16,6 +16,7 @@ ablatio train [-m] [SETTING=VALUE ...]
   norm=layernorm            choose a part; `ablatio list` has all, `ablatio show norm=layernorm` one
   optimizer.lr=1e-3         set a knob of a chosen part
   train.steps=500 seed=2    set how long, how big, how often
+  train.minutes=10          as many steps as fit into this time here; the run records them
   size=tiny                 a model size: {sizes}
   preset=gpt2               a published combination: {presets}
   preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` shows what that takes

@@ -101,9 +101,9 @@ NOTES: Mapping[str, str] = {
     "devices": "one run on several devices: trainer.devices=2 with a `strategy`; several runs at a time: a `launcher`",
     **dict.fromkeys(
         ("minutes", "hours", "seconds", "max_time", "wall_time", "time_limit"),
-        "a time does not say how many steps a run has, which its schedule and its repetition need: a short run prints "
-        "tokens per second, from which train.tokens follows; `ablatio size --flops RATE` prints the time of a budget; "
-        "timeout= ends the runs of a sweep",
+        "a time does not say how many steps a run has, which its schedule and its repetition need: `ablatio train "
+        "train.minutes=10` tries a run and sets train.steps to what fits here; match=time gives the arms of a sweep "
+        "equal times; timeout= ends its runs; `ablatio size --flops RATE` prints the time of a budget",
     ),
     **dict.fromkeys(("freeze_layers", "frozen"), "weights are frozen by role or place: freeze=[embed,layers.0-3]"),
 }
