@@ -11,13 +11,16 @@ DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 STAMP := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 CORE := $(VENV)/.core-$(STAMP)
 READY := $(VENV)/.ready-$(STAMP)
+TESTS := $(BIN)/pytest -n auto --dist worksteal
 
 # Tests start many processes: each would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo setup test usual test-all fast browser lint bench docs oracles clean
 
-# Python compiles a module when it is first imported: to compile the other thousands of torch takes a third of the time.
+# Python compiles a module when it is first imported: to compile the thousands of these packages takes a third of the
+# time.  The others are compiled by all cores, which pip does by one.
+NOT_COMPILED := /(torch|transformers|sympy|tests)/
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e .
@@ -27,7 +30,8 @@ $(CORE): pyproject.toml constraints.txt
 setup: $(READY)
 
 $(READY): $(CORE)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
+	-$(BIN)/python -m compileall -q -j 0 -x '$(NOT_COMPILED)' $(VENV)/lib >/dev/null 2>&1
 	rm -f $(VENV)/.ready-*
 	touch $@
 
@@ -41,13 +45,13 @@ test: setup browser
 	$(MAKE) -j2 lint usual
 
 usual: setup
-	$(BIN)/pytest -n auto --select usual
+	$(TESTS) --select usual
 
 test-all: setup lint browser
-	$(BIN)/pytest -n auto --select all --results tests/results/all.json
+	$(TESTS) --select all --results tests/results/all.json
 
 fast: setup
-	$(BIN)/pytest -n auto --select fast
+	$(TESTS) --select fast
 
 # The report is tested in a real browser, where there is one or root can install it.
 browser:

@@ -109,6 +109,7 @@ def test_report_names_the_options(fresh, study):
     assert all(option in output for option in ("scalar", "channel", "none"))
 
 
+@pytest.mark.long
 def test_unused_kind_does_not_change_runs(fresh, study, tmp_path):
     """Results, parameter names and run id equal those of an environment without the plugin."""
     from ablatio.training.run_folder import read_run, run_id

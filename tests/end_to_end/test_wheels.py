@@ -101,6 +101,7 @@ def test_plugin_alignment_and_adapter_train(fresh, tmp_path):
         assert ours == (config["alignment"]["name"] == "dpop" or config["peft"]["name"] == "lora_xs")
 
 
+@pytest.mark.long
 def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):
     place = new_plugin("my-Norms", tmp_path)
     fresh.install(place)
@@ -109,6 +110,7 @@ def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):
     assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout
 
 
+@pytest.mark.long
 def test_experiment_trains_despite_broken_plugins(fresh, book, tmp_path):
     fresh.install(ROOT / "tests" / "helpers" / "plugins" / "broken")
     command = ["train", "experiment=example", *TINY, book, f"out={tmp_path}", "name=one"]

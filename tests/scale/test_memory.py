@@ -81,7 +81,7 @@ def test_refused_by_what_a_device_holds(monkeypatch: pytest.MonkeyPatch) -> None
         check("ddp")
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("tensor", marks=pytest.mark.long)])
 def test_the_largest_model_that_fits(strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It fits, and one with a layer or a step of heads more does not; `tensor` has heads for each device."""
     words = (
@@ -127,8 +127,8 @@ def test_refused_if_the_whole_model_does_not_fit_before_it_is_divided(monkeypatc
     [
         ((), True),
         (("model.n_layers=3", "layers.attention=[mha,mha,linear]"), True),
-        (("layers.at.mlp={0:moe,-1:moe}",), True),
-        (("model.distinct_layers=2",), True),
+        pytest.param(("layers.at.mlp={0:moe,-1:moe}",), True, marks=pytest.mark.long),
+        pytest.param(("model.distinct_layers=2",), True, marks=pytest.mark.long),
         (("shortcut=denseformer",), False),  # layer n reads the n before it: not a line
     ],
 )

@@ -86,7 +86,7 @@ def start_model(name: str, folder: Path) -> list[str]:
     return [f"model.path={folder / Path(named).name}"]
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(share=15)
 @pytest.mark.parametrize("name", sorted(options_of(SWEEP)))
 def test_each_shipped_study_is_complete_and_trains(tmp_path: Path, name: str) -> None:
     """All arms can be planned, the first and last take a step, and recorded results name arms of the study."""

@@ -73,7 +73,7 @@ def difference(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Te
         from ablatio.interop.transformers_model import load
     except ImportError:
         return None
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     theirs, ours = load(folder).train(False), build_model(config, vocab_size).eval()
     for name, place in ours.state_dict().items():
         if name in weights and place.shape[1:] == weights[name].shape[1:]:

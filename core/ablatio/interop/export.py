@@ -154,7 +154,7 @@ def difference(folder: Path, model: LanguageModel) -> float | None:
         from ablatio.interop.transformers_model import load
     except ImportError:
         return None
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     loaded, has_encoder = load(folder).train(False), hasattr(model, "encoder")
     device = next(model.parameters()).device
     length = min(16, model.model.max_len)

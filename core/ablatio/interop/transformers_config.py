@@ -16,7 +16,7 @@ MODEL_TYPE = "ablatio"
 MODEL = "ablatio.interop.transformers_model"  # registers the model's class when it is imported
 
 
-class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class AblatioConfig(PreTrainedConfig):  # type: ignore[misc]
     """Config of an exported model.
 
     parts  sections of the run's resolved config that shape the model

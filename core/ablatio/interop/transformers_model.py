@@ -38,7 +38,7 @@ from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.state_json import refuse_builders
 
 
-class DecodingCache(Cache):
+class DecodingCache(Cache):  # type: ignore[misc]
     """Adapter of ablatio's KVCache to the cache interface of `generate`.
 
     started  number of cached tokens that `generate` did not pass: the eos that starts a target after its source
@@ -70,7 +70,7 @@ class DecodingCache(Cache):
         return False
 
 
-class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Causal language model of any combination of parts; the weights have the same names as in a run."""
 
     config_class = AblatioConfig
@@ -94,7 +94,7 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         tied = {n: names[id(p)] for n, p in every if names.setdefault(id(p), n) != n}
         if tied:
             self._tied_weights_keys = tied
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def _init_weights(self, module: Any) -> None:
         """Restore non-persistent buffers, which loaders leave uninitialized; weights are initialized by their parts."""

@@ -371,7 +371,7 @@ def test_routing_by_all_tokens_is_for_encoders_only(name, architecture):
     assert any("routes by all tokens" in problem.what for problem in found) == (architecture != "encoder")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")
 def test_compiled_is_eager():
     """The experts stay outside of the graph, since their shapes depend on the loads."""
