@@ -92,8 +92,11 @@ def test_studies_and_ranks_refuse_it(monkeypatch: pytest.MonkeyPatch, capsys: py
         ("MASTER_PORT", "1"),
     ):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="each rank would measure a time of its own"):
+    with pytest.raises(UserError, match="each machine would measure a time of its own"):
         minutes.with_steps(["size=tiny", "train.minutes=1"], QUIET)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="each machine would measure a time of its own"):
+        minutes.with_steps(["size=tiny", "train.minutes=1", "trainer.nodes=2"], QUIET)
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from ablatio.config.compose import compose_run
+from ablatio.config.schema import section_knobs
 from ablatio.errors import AblatioError
 from ablatio.sweep.recipes.schema import find
 from ablatio.sweep.request import read
+from ablatio.sweep.settings import Sweep
 
 ODD = (
     None,
@@ -80,3 +82,13 @@ def test_any_yaml_file_is_used_or_refused(
         except Exception as error:
             raise AssertionError(f"{data!r}: {type(error).__name__}: {error}") from error
     assert 0 < refused < edits
+
+
+@pytest.mark.parametrize("key", [knob.name for knob in section_knobs(Sweep) if knob.default is None])
+def test_null_in_a_study_is_what_is_left_out(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = {"axes": {"norm": ["rmsnorm", "layernorm"], "seed": [1, 2]}}
+    for name, more in (("plain", {}), ("null", {key: None})):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"sweep": study | more}), encoding="utf-8")
+    plain, null = (read([f"+sweep=./{name}.yaml"]) for name in ("plain", "null"))
+    assert (null.settings, null.axes, null.seeds) == (plain.settings, plain.axes, plain.seeds)

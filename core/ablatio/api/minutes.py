@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ablatio.sweep.time_probe import Pace
 
 KEY = "train.minutes"
-OTHERS = ("train.steps", "train.tokens", "train.epochs")
+OTHERS = ("train.steps", "train.tokens", "train.epochs", RECIPE, "extend")
 PATIENCE = 120.0  # seconds until a rehearsal that has not trained a step is given up
 
 
@@ -43,14 +43,14 @@ def with_steps(words: Sequence[str], console: "Console") -> list[str]:
     if given is None:
         return list(words)
     seconds = 60 * _minutes(given)
-    for other in (*OTHERS, RECIPE, "extend", "trainer.nodes"):
+    for other in OTHERS:
         if value(words, other) not in (None, "null"):
             raise UserError(
-                f"{KEY}={given} cannot stand beside {other}={value(words, other)}: it sets the steps of one new run on "
-                "one machine\n    try: train.steps=1000"
+                f"{KEY}={given} cannot stand beside {other}={value(words, other)}: it sets the steps of one new run\n"
+                "    try: train.steps=1000"
             )
-    if from_environment() is not None:
-        raise UserError(f"{KEY}={given}: each rank would measure a time of its own\n    try: train.steps=1000")
+    if from_environment() is not None or value(words, "trainer.nodes") not in (None, "1"):
+        raise UserError(f"{KEY}={given}: each machine would measure a time of its own\n    try: train.steps=1000")
     rest = without(words, KEY)
     pace, steps = _fitting(rest, seconds, given)
     console.print(

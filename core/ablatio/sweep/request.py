@@ -112,7 +112,8 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     more += [*replicates.problems(streams)]
     blocks = {} if more else replicates.blocks(seeds or (1,), streams)
     seeds = tuple(blocks) or seeds
-    if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
+    theirs = given.get("baseline") if "baseline" not in said else None
+    if isinstance(theirs, str) and not _is_arm(theirs, [*axes.values()]):
         del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
