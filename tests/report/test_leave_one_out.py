@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from helpers.runs import TINY
 from helpers.runs import ablatio as command
+from helpers.studies import Fake, write_study
 
 import ablatio
+from ablatio.report.analysis.findings import find
+from ablatio.report.read.table import read_table
 from ablatio.report.statistics import compare
 from ablatio.report.statistics.comparison import excludes_zero
 
@@ -79,3 +82,14 @@ def test_a_real_study_finds_a_leak_and_no_idle_part(
     assert (found["plain"].kind, found["none"].kind) == ("resolved", "equal"), found
     trick = found["plain"].pair.difference
     assert min(abs(trick.low), abs(trick.high)) > 0.1, trick
+
+
+def test_a_baseline_of_many_settings_is_called_baseline(tmp_path: Path) -> None:
+    """Other arms are named by what they leave out, and a note says what the baseline is."""
+    axes = {"norm": ["rmsnorm", "dyt"], "mlp": ["dense", "moe"], "activation": ["gelu", "silu"], "init": ["gpt2", "t5"]}
+    base = {key: values[0] for key, values in axes.items()}
+    arms = [base, *({**base, key: values[1]} for key, values in axes.items())]
+    study = write_study(tmp_path / "s", Fake(axes=axes, arms=arms, design="one_at_a_time", baseline=base))
+    found = find(read_table([study]))
+    assert {row.arm.name for row in found.rows} == {"baseline", "dyt", "moe", "silu", "t5"}
+    assert "baseline is norm=rmsnorm mlp=dense activation=gelu init=gpt2" in found.table.notes

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ablatio.config.yaml_files import SWEEP, options_of
 from ablatio.errors import AblatioError, ConfigError, UserError
 from ablatio.sweep.plan import plan_sweep
+from ablatio.sweep.request import read
 from ablatio.sweep.study import read_job, write_job
 
 
@@ -135,3 +138,27 @@ def test_bits_per_byte_are_registered_where_tokenizers_differ() -> None:
     )
     assert (same["metric"], same["unit"]) == ("val/loss", "nats")
     assert (other["metric"], other["unit"]) == ("val/bpb", "bits/byte")
+
+
+BASELINES = [name for name, file in options_of(SWEEP).items() if file.read()["sweep"].get("baseline")]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_baseline_of_a_shipped_study_is_one_of_its_arms(name: str) -> None:
+    found = read([f"+sweep={name}"])
+    assert found.baseline and found.baseline.keys() == {axis.key for axis in found.axes}
+
+
+@pytest.mark.parametrize(
+    "text", ["norm=dyt,mlp=dense", "norm=dyt, mlp=dense", "norm=dyt mlp=dense", " norm=dyt,\n  mlp=dense\n"]
+)
+def test_a_baseline_may_be_spread_over_lines(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = {"axes": {"norm": ["rmsnorm", "dyt"], "mlp": ["moe", "dense"]}, "baseline": text}
+    Path("s.yaml").write_text(yaml.safe_dump({"sweep": study}))
+    assert read(["+sweep=./s.yaml"]).baseline == {"norm": "dyt", "mlp": "dense"}
+    # A command that gives an axis other values leaves the file's baseline out; a file that names no arm is wrong.
+    assert read(["+sweep=./s.yaml", "norm=rmsnorm,layernorm"]).baseline is None
+    Path("s.yaml").write_text(yaml.safe_dump({"sweep": {**study, "baseline": "norm=layernorm"}}))
+    with pytest.raises(ConfigError, match="`norm=layernorm` is no value of this sweep"):
+        plan_sweep(["+sweep=./s.yaml"])

@@ -113,7 +113,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     blocks = {} if more else replicates.blocks(seeds or (1,), streams)
     seeds = tuple(blocks) or seeds
     theirs = given.get("baseline") if "baseline" not in said else None
-    if isinstance(theirs, str) and not _is_arm(theirs, [*axes.values()]):
+    if isinstance(theirs, str) and file_axes.keys() & said and not _is_arm(theirs, [*axes.values()]):
         del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
@@ -283,7 +283,7 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
 def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
     """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis; a list and a schedule keep their commas."""
     found = {a.key: a.at(0.0) for a in axes}
-    for piece in re.split(r",(?![^\[]*\]|[^(]*\))", text.replace(" ", ",")):
+    for piece in re.split(r"[,\s]+(?![^\[]*\]|[^(]*\))", text.strip()):
         key, equals, value = piece.rpartition("=")
         having = [a.key for a in axes if (a.key == key or not equals) and value in a.values]
         if len(having) != 1:

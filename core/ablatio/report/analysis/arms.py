@@ -27,6 +27,8 @@ CONDITIONS = (
 SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
 PATH = re.compile(r"[\w.~-]*(/[\w.-]+)+/?")
 COSTS = ("seconds", "step_seconds", "memory")
+BASELINE = "baseline"  # name of one with more than MOST_SETTINGS settings, in a design of single changes
+MOST_SETTINGS = 3
 
 
 @dataclass(slots=True)
@@ -240,8 +242,8 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
 def _name(arms: Sequence[Arm], single_changes: bool) -> None:
     """Shorten the names: values where they are unambiguous (`swiglu`), with their key elsewhere (`n_layers=4`).
 
-    In a design of single changes a name holds only what differs from the baseline.  Arms that would share a name keep
-    their whole label.
+    In a design of single changes a name holds only what differs from the baseline, and a baseline of many settings is
+    called BASELINE.  Arms that would share a name keep their whole label.
     """
     whole = [{**a.settings, **a.conditions} for a in arms]
     seen = {k: {of[k] for of in whole if k in of} for k in dict.fromkeys(k for of in whole for k in of)}
@@ -252,6 +254,8 @@ def _name(arms: Sequence[Arm], single_changes: bool) -> None:
         if base is not None and single_changes:
             told = {k: v for k, v in told.items() if base.get(k) != v} or told
         arm.name = " ".join(_said(k, v, seen, len(varies) == 1) for k, v in told.items()) or arm.label
+        if arm.baseline and single_changes and len(told) > MOST_SETTINGS:
+            arm.name = BASELINE
     names = [a.name for a in arms]
     for arm in arms:
         if names.count(arm.name) > 1:

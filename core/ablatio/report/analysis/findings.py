@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from ablatio.errors import UserError
-from ablatio.report.analysis.arms import Arm, arms_of, higher_is_better, rate_is_free, tuned, tuned_to_the_edge
+from ablatio.report.analysis.arms import (
+    BASELINE,
+    Arm,
+    arms_of,
+    higher_is_better,
+    rate_is_free,
+    tuned,
+    tuned_to_the_edge,
+)
 from ablatio.report.analysis.budgets import budgets_of, tolerance
 from ablatio.report.analysis.comparability import Score, comparable_score, comparison_classes
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
@@ -217,6 +225,7 @@ def find(
         refused = "" if comparison.pairs or len(arms) < 2 else _reason(arms)
     table.notes += _cautions(table, arms)
     table.notes += _collapses(arms)
+    table.notes += [note("baseline", settings=a.label) for a in arms if a.name == BASELINE]
     rows = [_row(a, base, comparison) for a in arms]
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)

@@ -38,6 +38,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "versions": "the runs were made by {n} versions of ablatio's own code: a difference may come from the version",
         "collapsed": "{arm}: the policy of {n} of {runs} runs collapsed to one answer, first seen at step {step}",
         "collapsed one": "{arm}: the policy of the run collapsed to one answer, first seen at step {step}",
+        "baseline": "baseline is {settings}",
         "many arms": "more than {n} arms without a baseline are compared with the best, by a pooled t",
         "effects: looks": "effects of settings are not estimated: a sequential study stops arms one by one, and p of "
         "effects does not allow for its looks",
@@ -80,6 +81,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "versions": "各次运行出自 {n} 个版本的 ablatio 自身代码：差异可能来自版本",
         "collapsed": "{arm}：{runs} 次运行中有 {n} 次的策略塌缩为同一个回答，最早见于第 {step} 步",
         "collapsed one": "{arm}：该运行的策略塌缩为同一个回答，最早见于第 {step} 步",
+        "baseline": "baseline 即 {settings}",
         "many arms": "没有基线而方案多于 {n} 个时，用合并方差的 t 检验与最优方案比较",
         "effects: looks": "未估计各设置的效应：序贯研究会逐个停止方案，效应的 p 值未计入各次检视",
         "effects: texts": "未估计各设置的效应：各次运行在不同的文本上评分",
