@@ -1,6 +1,7 @@
 """The interval of a difference that is named because it is resolved, against simulation and brute force."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,8 +104,9 @@ def test_rivals_are_the_differences_that_could_have_been_the_largest() -> None:
     among = interval_of_picked(comparison, largest, comparison.pairs)
     far = interval_of_picked(comparison, largest, [largest, comparison.pairs[3]])
     assert alone is not None and among is not None and alone == far
-    lengths = [high - low for low, high in (alone, among)]
-    assert lengths[0] < lengths[1]
+    assert alone[0] > among[0] and alone[1] == among[1]  # the end towards 0 allows for the pick
+    pairs = interval_of_picked(replace(comparison, baseline=None), largest, comparison.pairs)
+    assert pairs is not None and pairs[0] == among[0] and pairs[1] > among[1]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ small.  So only the end towards 0 allows for it: its tail is alpha/k instead of 
                             Parameters", arXiv:1906.00505)
 
 k counts the resolved differences whose usual interval overlaps that of the largest, since the others could hardly have
-been chosen.  The interval lies within that of Bonferroni, whose tails are both alpha/(2 k).
+been chosen.  The interval lies within that of Bonferroni, whose tails are both alpha/(2 k); the tail of the far end is
+that one where there is no baseline.
 """
 
 import math
@@ -73,7 +74,10 @@ def interval_of_picked(comparison: Comparison, pair: Pair, among: Sequence[Pair]
         return None
     p, index = [x.difference.p for x in comparison.pairs], comparison.pairs.index(pair)
     limit = LARGEST_P[comparison.correction](p, index, comparison.alpha)
-    return selected_interval(d.mean, d.sd, d.n, limit, too_large=0.05 / max(2, rivals(d, among)))
+    k = rivals(d, among)
+    # Without a baseline an arm that beats all others is told without a number, and estimates that fall short remain.
+    too_small = 0.025 if comparison.baseline is not None else 0.025 / k
+    return selected_interval(d.mean, d.sd, d.n, limit, 0.05 / max(2, k), too_small)
 
 
 def rivals(largest: Difference, among: Sequence[Pair]) -> int:
