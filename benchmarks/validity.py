@@ -243,14 +243,14 @@ def headline_cells() -> list[Cell]:
     some, many, weak = [0, 0.55, -0.95, 1.95], [0, *[-1.95] * 3], [0, *[-0.95] * 7]
     equal, apart = [0, *[-3.95] * 7], list(np.linspace(0, -8, 8))
     makes: dict[str, tuple[Callable[..., Simulated], Asked, float]] = {
-        # Above 0.96: weak winners of 5 seeds, whose interval bridges gaps; studies of 10 seeds whose pick looks skewed
-        # have no interval, and are those where it is too large; without a baseline the far end allows for the pick.
+        # Above 0.96: weak winners of 5 seeds, where the means that fit have gaps, and equal winners, whose differences
+        # to one baseline are correlated, so that k * alpha/k is more than their chance.
         "4 arms, 5 seeds": (one_factor(some, 5), Asked(), 0.98),
         "many winners, 10 seeds": (one_factor(many, 10), Asked(), 0.96),
         "weak winners, 5 seeds": (one_factor(weak, 5), Asked(), 0.98),
         "equal winners, 8 arms, 10 seeds": (one_factor(equal, 10), Asked(), 0.97),
         "spread winners, 8 arms, 10 seeds": (one_factor(apart, 10), Asked(), 0.96),
-        "spread winners, no baseline, 8 arms, 3 seeds": (one_factor(apart, 3), Asked(False), 0.97),
+        "spread winners, no baseline, 8 arms, 3 seeds": (one_factor(apart, 3), Asked(False), 0.96),
     }
     return [
         Cell(f"coverage, headline, {name}", make, covered_in_headline, 0.94, high, asked)
