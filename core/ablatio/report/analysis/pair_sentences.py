@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ablatio.report.analysis.budgets import TIME, More, differing
@@ -79,8 +79,8 @@ class Speaker:
             said.append(self.say("new study", n=pair.planned_seeds))
         return self.words["mark"].join(said)
 
-    def picked(self, sentence: Sentence, of: int) -> str:
-        """Return the sentence of a headline on the largest of `of` resolved differences, of which only it is named.
+    def picked(self, sentence: Sentence, among: Sequence[Sentence]) -> str:
+        """Return the sentence of a headline on the largest of the resolved differences, of which only it is named.
 
         Its usual interval would cover less often than it says, so one is given that allows for the choice.  Where both
         are the same to the printed digits, as far from the limit of the test, the sentence stays as it is.
@@ -88,7 +88,8 @@ class Speaker:
         pair, d = sentence.pair, sentence.pair.difference
         if len(self.comparison.pairs) == 1 or pair.ranked or self.comparison.best is not None:
             return sentence.text
-        interval, (mean, usual) = interval_of_picked(self.comparison, pair, of), self._digits(d, size=True)
+        interval = interval_of_picked(self.comparison, pair, [s.pair for s in among])
+        mean, usual = self._digits(d, size=True)
         if interval is None:
             figures = self.say("figures picked alone", mean=mean, p=self.chance(pair.p), n=d.n)
         else:

@@ -117,9 +117,9 @@ class _Headlines(Speaker):
         if len(said) == 1 and said[0].kind in ("resolved", "not resolved") and not said[0].pair.ranked:
             return said[0].text
         if len(wins) == 1:
-            return self.picked(wins[0], of=1)
+            return self.picked(wins[0], wins)
         if wins:
-            return self.say("wins", k=len(wins), m=len(said), base=base, best=self.picked(wins[0], of=len(wins)))
+            return self.say("wins", k=len(wins), m=len(said), base=base, best=self.picked(wins[0], wins))
         worse = sum(s.kind == "resolved" for s in said)
         counts = ([self.say("worse count", k=worse)] if worse else []) + self._counts(said, skip=("resolved",))
         return self.say("no win", base=base, counts=self.words["comma"].join(counts))
@@ -144,7 +144,7 @@ class _Headlines(Speaker):
         best = next((label for label in won if won.count(label) == len(self.comparison.arms) - 1), None)
         if best is not None:
             return self.say("beats all", arm=best, others=len(self.comparison.arms) - 1)
-        best_text = self.picked(resolved[0], of=len(resolved))
+        best_text = self.picked(resolved[0], resolved)
         return self.say("some resolved", k=len(resolved), m=tested, rest=self._rest(said), best=best_text)
 
     def _best_headline(self, said: list[Sentence], top: str) -> str:

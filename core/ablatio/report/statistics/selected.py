@@ -11,8 +11,22 @@ and u does not depend on r.  With a = sqrt(n) mu / r the selection is a set of u
     |t| > c   <=>   (n - 1) (a + u)^2 > c^2 (1 - u^2)
 
 so that P(u <= observed | r, selection) is uniform at the true mu.  The interval holds every mu at which this number
-lies between alpha/2 and 1 - alpha/2.  After Fithian, Sun and Taylor, "Optimal Inference After Model Selection",
-arXiv:1410.2597.
+lies between alpha/2 and 1 - alpha/2.  With few seeds these mu can have gaps, which an interval bridges or leaves out:
+the end towards 0 is the outermost one, the other the zero that a search from the estimate finds.  After Fithian, Sun
+and Taylor, "Optimal Inference After Model Selection", arXiv:1410.2597.
+
+The largest of k resolved differences was also chosen among them, and this makes an estimate too large, hardly ever too
+small.  So only the end towards 0 allows for it: its tail is alpha/k instead of alpha/2, the other one stays alpha/2.
+
+    k equal differences     the largest estimate is too large with at most k * alpha/k, and hardly ever too small
+    one that stands out     nothing was chosen: alpha/k + alpha/2 <= alpha
+    k = 2                   both tails are the usual ones, which need no change for the larger of two independent
+                            estimates (Benjamini, Hechtlinger and Stark, "Confidence Intervals for Selected
+                            Parameters", arXiv:1906.00505)
+
+k counts the resolved differences whose usual interval overlaps that of the largest, since the others could hardly have
+been chosen.  The interval lies within that of Bonferroni, whose tails are both alpha/(2 k); the tail of the far end is
+that one where there is no baseline.
 """
 
 import math
@@ -21,10 +35,11 @@ from collections.abc import Callable, Mapping, Sequence
 from scipy import optimize, special
 
 from ablatio.report.statistics.comparison import Comparison, Pair
+from ablatio.report.statistics.paired_tests import Difference
 
 
 def selected_interval(
-    mean: float, sd: float, n: int, largest_p: float, confidence: float = 0.95
+    mean: float, sd: float, n: int, largest_p: float, too_large: float = 0.025, too_small: float = 0.025
 ) -> tuple[float, float]:
     """Return the interval of a mean of n >= 2 paired differences that is shown because its p was small.
 
@@ -33,7 +48,8 @@ def selected_interval(
         sd: of the differences, with n - 1 degrees of freedom; positive.
         n: number of differences.
         largest_p: two-sided p of the paired t-test up to which the difference would have been shown.
-        confidence: share of shown intervals that cover the true mean.
+        too_large: share of shown intervals that may lie beyond the true mean, seen from 0.
+        too_small: share of shown intervals that may end before it.
 
     Returns:
         Lower and upper end.  The usual interval if t is far beyond the selection; near it the interval reaches 0 and
@@ -43,27 +59,36 @@ def selected_interval(
     t = abs(mean) / sd * math.sqrt(n)
     # What was shown was selected: rounding must not put it outside of its own selection.
     critical = min(-float(special.stdtrit(n - 1, largest_p / 2)), t * (1 - 1e-12))
-    tail = (1 - confidence) / 2
 
-    # _solve is in units of the standard error, in which the estimate is t.
-    def end(share: float) -> float:
-        return sign * sd / math.sqrt(n) * _solve(lambda mu: _share_above(mu, t, n, critical) - share, t)
-
-    low, high = sorted((end(tail), end(1 - tail)))
+    # In units of the standard error, in which the estimate is t.
+    first = _lowest(lambda mu: _share_above(mu, t, n, critical) - too_large, t)
+    second = _solve(lambda mu: _share_above(mu, t, n, critical) - (1 - too_small), t)
+    low, high = sorted(sign * sd / math.sqrt(n) * end for end in (first, second))
     return low, high
 
 
-def interval_of_picked(comparison: Comparison, pair: Pair, of: int) -> tuple[float, float] | None:
-    """Return the interval of the largest of `of` resolved differences (Bonferroni); None: the test has no exact one.
-
-    Where `of` is above 1 it covers a little more often than it says.
-    """
+def interval_of_picked(comparison: Comparison, pair: Pair, among: Sequence[Pair]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the largest difference of `among`, all resolved; None: the test has no exact one."""
     d = pair.difference
     if d.method != "paired t" or comparison.correction not in LARGEST_P:
         return None
     p, index = [x.difference.p for x in comparison.pairs], comparison.pairs.index(pair)
     limit = LARGEST_P[comparison.correction](p, index, comparison.alpha)
-    return selected_interval(d.mean, d.sd, d.n, limit, 1 - 0.05 / of)
+    k = rivals(d, among)
+    # Without a baseline an arm that beats all others is told without a number, and estimates that fall short remain.
+    too_small = 0.025 if comparison.baseline is not None else 0.025 / k
+    return selected_interval(d.mean, d.sd, d.n, limit, 0.05 / max(2, k), too_small)
+
+
+def rivals(largest: Difference, among: Sequence[Pair]) -> int:
+    """Return how many of `among` have an interval that overlaps that of the largest in size, itself among them."""
+    least = _size(largest)[0]
+    return sum(_size(x.difference)[1] >= least for x in among)
+
+
+def _size(d: Difference) -> tuple[float, float]:
+    """Interval of a difference, turned so that its mean is positive."""
+    return (-d.high, -d.low) if d.mean < 0 else (d.low, d.high)
 
 
 def largest_p_of_holm(p: Sequence[float], index: int, alpha: float) -> float:
@@ -106,12 +131,13 @@ def _masses(mu: float, t: float, n: int, critical: float) -> tuple[float, float]
     # Not selected: (free + c^2) u^2 + 2 free a u + free a^2 - c^2 <= 0
     lead, square = free + critical**2, critical**2
     root = square * (square + free - free * a * a)  # a quarter of the discriminant
-    above = _upper(seen, half)
     if root <= 0:  # all are selected
-        return _lower(seen, half), above
+        return _lower(seen, half), _upper(seen, half)
     first, second = ((-free * a + s * math.sqrt(root)) / lead for s in (-1, 1))
-    between = max(0.0, _between(second, seen, half))
-    return _lower(first, half) + between, above
+    # For a > 1 samples below mu that vary little are selected as well: the gap may lie above the observed u.
+    if seen < (first + second) / 2:
+        return _lower(seen, half), max(0.0, _between(seen, first, half)) + _upper(second, half)
+    return _lower(first, half) + max(0.0, _between(second, seen, half)), _upper(seen, half)
 
 
 def _lower(u: float, half: float) -> float:
@@ -136,3 +162,10 @@ def _solve(f: Callable[[float], float], near: float) -> float:
     while f(near - reach) > 0 or f(near + reach) < 0:
         reach *= 2
     return float(optimize.brentq(f, near - reach, near + reach))
+
+
+def _lowest(f: Callable[[float], float], near: float) -> float:
+    """Return the smallest zero of a function that is negative far below `near` and positive there."""
+    steps = [0.0, *(2.0**k for k in range(60))]
+    last = max(i for i, step in enumerate(steps) if f(near - step) >= 0)
+    return float(optimize.brentq(f, near - steps[last + 1], near - steps[last]))
