@@ -104,9 +104,9 @@ def test_the_run_is_one_of_its_steps(text_file: Path, tmp_path: Path, capsys: py
     """What is shown is what the run records; with the same steps it gives the same numbers again."""
     words = [w for w in TINY if not w.startswith(("train.steps", "train.val_every", "train.checkpoint_every"))]
     words += [f"source.path={text_file}", "train.val_every=null", "train.checkpoint_every=null"]
-    run = ablatio.train(*words, "train.minutes=0.08", out=tmp_path, name="timed")
+    run = ablatio.train(*words, "train.minutes=0.04", out=tmp_path, name="timed")
     steps = run.summary["steps"]
-    assert "train.minutes=0.08: " in (shown := capsys.readouterr().out) and f"so train.steps={steps}\n" in shown
+    assert "train.minutes=0.04: " in (shown := capsys.readouterr().out) and f"so train.steps={steps}\n" in shown
     config = json.loads((run.folder / "config.json").read_text())
     assert config["train"]["steps"] == steps > 1 and "minutes" not in config["train"]
     again = ablatio.train(*words, f"train.steps={steps}", out=tmp_path, name="again", quiet=True)

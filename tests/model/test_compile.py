@@ -44,8 +44,7 @@ def presets():
     return sorted(path.stem for path in (shipped("conf") / "preset").glob("*.yaml"))
 
 
-@pytest.mark.slow
-@pytest.mark.matrix(share=20)
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("preset", presets())
 def test_each_preset_compiles(preset):

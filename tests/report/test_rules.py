@@ -175,6 +175,32 @@ def test_plan_registers_and_refuses_units() -> None:
         plan_sweep([*arms, "primary=val/bbp"])
 
 
+def test_the_score_that_all_arms_name_is_registered() -> None:
+    """Else the report of a study with `score=` would call its own score a deviation."""
+    arms = ["norm=rmsnorm,layernorm", "seed=1,2", "eval=[copying]", "score=eval/copying/accuracy"]
+    assert plan_sweep(arms).study.registered == {"metric": "eval/copying/accuracy", "unit": "accuracy", "alpha": 0.05}
+    assert plan_sweep([*arms, "primary=val/bpb"]).study.registered["metric"] == "val/bpb"
+    axis = [*arms[:-1], "score=eval/copying/accuracy,val/bpb"]
+    assert plan_sweep(axis).study.registered["metric"] == "val/loss"
+
+
+def test_arms_that_never_differ_by_chance_are_said_so() -> None:
+    """Greedy answers of one model: each seed gives the same difference, and there is no chance to test against."""
+    arms = {"base": [3.25, 3.25, 3.25], "other": [3.0, 3.0, 3.0], "third": [3.5, 3.5, 3.5]}
+    headline, *rest = find(_table(arms, baseline="base")).said()
+    assert headline == "No test possible: each difference is the same in every seed, so its chance is unknown."
+    assert "other and base: exactly -0.250 nats in each of 3 seeds, no test possible" in rest
+    lone = find(_table({arm: losses[:1] for arm, losses in arms.items()}, baseline="base")).said()[0]
+    assert lone.startswith("No test possible: a comparison needs two arms with at least two shared seeds")
+
+
+@pytest.mark.parametrize("steps", [0, 100])
+def test_only_trained_arms_could_have_had_a_tuned_rate(steps: int) -> None:
+    table = _table({"base": _around(3.2), "other": _around(3.1)}, baseline="base")
+    table.runs[:] = [replace(run, size={**run.size, "steps": steps}) for run in table.runs]
+    assert bool(_said(find(table), "The learning rate was not tuned")) == (steps > 0)
+
+
 def test_registration_stays_once_there_is_a_run(tmp_path: Path) -> None:
     study = Study("s", registered={"metric": "val/loss", "unit": "nats", "alpha": 0.05})
     study.write(tmp_path)

@@ -80,7 +80,7 @@ def test_no_gpu_has_more_runs_than_they_were_told(runs: list[tuple[int, bool]], 
 def _server(gpus: list[str], places: int) -> tuple[Server, list[str]]:
     """A server whose runs do nothing, and the names of those that it has started."""
     pipe: Any = None
-    server, started = Server(pipe, pipe, 1, None, places), list[str]()
+    server, started = Server(pipe, pipe, 1, None, places, 20.0), list[str]()
     server.gpus = gpus
 
     def fork(order: LaunchRequest) -> None:

@@ -77,16 +77,20 @@ def _wrong(name: str, what: str) -> ConfigError:
 def register(settings: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what stands in study.json: metric, unit, alpha, and margin and target if they were given.
 
-    configs  of the arms; with different tokenizers bits per byte decide, if the task has them
+    configs  of the arms.  Without `primary` the score decides that all of them name (`score=`), else the task's main
+             one, with different tokenizers bits per byte, if the task has them
 
     Raises ConfigError for a score that the task does not have, and for an amount in another unit.
     """
     task = configs[0]["task"]["name"]
     facts = tasks[task].facts
     several = any(config.get("tokenizer") != configs[0].get("tokenizer") for config in configs)
-    metric = settings["primary"] or f"val/{PER_BYTE if several and PER_BYTE in facts['scores'] else facts['main']}"
+    main = f"val/{PER_BYTE if several and PER_BYTE in facts['scores'] else facts['main']}"
+    named = {config.get("score") for config in configs}
+    own = named.pop() if len(named) == 1 else None  # checked with the config: it may be one of an evaluation
+    metric = settings["primary"] or own or main
     known = [f"val/{name}" for name in facts["scores"]]
-    if metric not in known:
+    if metric not in (*known, own):
         what = f"task={task} has no score {metric}{did_you_mean(metric, known)}; it has {', '.join(known)}"
         raise ConfigError([Problem("primary", what, f"primary={known[0]}")])
     found: dict[str, Any] = {"metric": metric, "unit": unit_of(metric), "alpha": settings["alpha"]}

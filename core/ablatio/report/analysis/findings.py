@@ -361,9 +361,13 @@ def _verdicts(
     if comparison is None:
         return {}
     free = rate_is_free(table)
+    # A model that is evaluated as it is has no learning rate that could be tuned.
     facts = {
         a.name: ArmFacts(
-            a.size("parameters"), None if free else RATE in tuned(table, a), budgets_of(a), tuned_to_the_edge(table, a)
+            a.size("parameters"),
+            None if free or a.size("steps") == 0 else RATE in tuned(table, a),
+            budgets_of(a),
+            tuned_to_the_edge(table, a),
         )
         for a in arms
     }

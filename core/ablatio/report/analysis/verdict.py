@@ -101,7 +101,9 @@ class _Headlines(Speaker):
         if not said:
             return self.say("one arm" if len(self.comparison.arms) < 2 else "nothing")
         if all(s.kind == "not testable" for s in said):
-            return said[0].text if len(said) == 1 and self.comparison.divergence else self.say("nothing")
+            if len(said) == 1 and self.comparison.divergence:
+                return said[0].text
+            return self.say("nothing varies" if all(s.pair.difference.n > 1 for s in said) else "nothing")
         if self.comparison.best is not None:
             return self._best_headline(said, self.comparison.best)
         if self.comparison.baseline is not None:
