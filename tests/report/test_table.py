@@ -149,6 +149,29 @@ def test_single_runs_are_arms_named_by_differing_settings(tmp_path: Path):
     assert len(one.runs) == 1 and one.runs[0].arm == {}
 
 
+def test_options_of_a_list_name_single_runs(tmp_path: Path):
+    """By the list, as an axis of a sweep would; by a knob only where both have the option."""
+    some, fewer = {"low": 0.0, "high": 0.8}, {"low": 0.0, "high": 0.5}
+    chosen = {
+        "plain": {}, "low": {"perplexity": some}, "high": {"perplexity": fewer},
+        "both": {"language": {"keep": "en"}, "perplexity": some},
+    }  # fmt: skip
+    for name, filters in chosen.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"seed": 1, "norm": {"name": "rmsnorm"}, "filter": filters}))
+
+    def arms(*names: str) -> dict[str, dict[str, str]]:
+        return {run.folder.name: dict(run.arm) for run in read_table([tmp_path / name for name in names]).runs}
+
+    assert arms("plain", "both") == {"plain": {"filter": "[]"}, "both": {"filter": "[language,perplexity]"}}
+    knob = {"low": {"filter.perplexity.high": "0.8"}, "high": {"filter.perplexity.high": "0.5"}}
+    assert arms("low", "high") == knob
+    found = arms(*chosen)
+    assert found["both"] == {"filter": "[language,perplexity]", "filter.perplexity.high": "0.8"}
+    assert found["high"] == {"filter": "[perplexity]", "filter.perplexity.high": "0.5"}
+
+
 def test_several_folders_are_merged_into_one_study(tmp_path: Path):
     first = write_study(tmp_path / "a", SMALL)
     second = write_study(tmp_path / "b", Fake(**{**vars(SMALL), "seeds": (2, 3)}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.config.kind_lists import CHANCE, volatile
+from ablatio.registry.registry import REGISTRIES
 from ablatio.report.read.run import Run, object_in, read_folder
 from ablatio.report.rerun_command import of_config
 from ablatio.sweep.study import Job
@@ -25,12 +26,13 @@ def runs_of(folders: Sequence[Path]) -> list[Run]:
     configs = [object_in(f / "config.json")[0] for f in folders]
     # A seed is a replicate and a folder or thread count no choice: none of them makes another arm.
     no_axes = (*CHANCE, *volatile())
-    flat = [flatten({k: v for k, v in c.items() if k not in no_axes}) for c in configs]
+    flat = [_settings({k: v for k, v in c.items() if k not in no_axes}) for c in configs]
     keys = list(dict.fromkeys(k for f in flat for k in f))
     axes = [k for k in keys if len({f.get(k) for f in flat}) > 1]
     # The knobs of a part come and go with its name, so they are no axes of their own.
-    named = {k.removesuffix(".name") for k in axes if k.endswith(".name")}
-    axes = [k for k in axes if k.endswith(".name") or k.split(".")[0] not in named or _knob_varies(k, flat)]
+    names = [k for k in axes if k.endswith(".name") or (k in REGISTRIES and REGISTRIES[k].multiple)]
+    named = {k.removesuffix(".name") for k in names}
+    axes = [k for k in axes if k in names or k.split(".")[0] not in named or _knob_varies(k, flat)]
     runs = []
     for folder, config, values in zip(folders, configs, flat, strict=True):
         arm = {k.removesuffix(".name"): values[k] for k in axes if k in values}
@@ -38,6 +40,15 @@ def runs_of(folders: Sequence[Path]) -> list[Run]:
         job = Job(folder.name, arm, seed if isinstance(seed, int) else 0, of_config(config), config)
         runs.append(read_folder(folder, folder.parent.name, job))
     return runs
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of a config as text; of a kind with several options also their names in one: filter=[language,pii]."""
+    found = flatten(config)
+    for kind, registry in REGISTRIES.items():
+        if registry.multiple and isinstance(chosen := config.get(kind), Mapping):
+            found[kind] = f"[{','.join(map(str, chosen))}]"
+    return found
 
 
 def _knob_varies(key: str, flat: Sequence[Mapping[str, str]]) -> bool:
