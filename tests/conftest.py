@@ -50,9 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one more than there are cores, since tests wait for processes for a sixth of their time."""
-    return available_cores() + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: one more than there are cores, as tests wait for processes for a sixth of their time.
+
+    The fast ones start none, and each worker has to import all their modules.
+    """
+    return available_cores() + (config.getoption("--select") != "fast")
 
 
 def pytest_collection_finish() -> None:
