@@ -59,7 +59,7 @@ SLOW, FAST = Pace(20.0, 9.0, 0.0, 0.0), Pace(0.1, 0.01, 0.0, 0.0)
         (["train.minutes=1", "recipe=instructgpt"], FAST, "cannot stand beside recipe=instructgpt"),
         (["train.minutes=1", "extend=runs/a"], FAST, "cannot stand beside extend=runs/a"),
         (["train.minutes=0.1"], SLOW, "the first step begins after 20.0 s and takes 9 s here, so none fits"),
-        (["train.minutes=1"], None, "no step was trained in a rehearsal"),
+        (["train.minutes=1"], None, "a rehearsal of the run ended before its first step"),
         (["train.minutes=1", "norm=nrom"], FAST, "nrom"),
     ],
 )

@@ -26,7 +26,7 @@ def refuse_in_study(words: Sequence[str]) -> None:
     if (given := value(words, KEY)) is not None:
         raise UserError(
             f"{KEY}={given}: a time gives each arm of a study, and each of its seeds, another number of steps\n"
-            "    try: train.steps=1000, with match=time to give all arms the training time of the baseline"
+            "    try: train.steps=1000 match=time, which gives all arms the training time of the baseline"
         )
 
 
@@ -75,10 +75,10 @@ def _minutes(text: str) -> float:
 def _fitting(words: Sequence[str], seconds: float, given: str) -> "tuple[Pace, int]":
     """Pace of the run, and the largest number of its steps that take no more than `seconds`."""
     from ablatio.api import adapter
-    from ablatio.config.budget import MOST_STEPS
     from ablatio.config.packages import check_packages
     from ablatio.sweep.study import Job
     from ablatio.sweep.time_probe import rehearse
+    from ablatio.training.budget import smallest
 
     config = dict(adapter.composed(words).config)
     check_packages([config])
@@ -86,21 +86,19 @@ def _fitting(words: Sequence[str], seconds: float, given: str) -> "tuple[Pace, i
         found = rehearse([Job("rehearsal", {}, int(config["seed"]), tuple(words), config)], Path(folder), PATIENCE)
     if not found:
         raise UserError(
-            f"{KEY}={given}: no step was trained in a rehearsal of the run\n    try: train.steps=20, which says why"
+            f"{KEY}={given}: a rehearsal of the run ended before its first step; with a number of steps it says why\n"
+            "    try: train.steps=20"
         )
     (pace,) = found.values()
 
     def too_long(steps: int) -> bool:
         return pace.of({**config, "train": {**config["train"], "steps": steps}}, 0.0) > seconds
 
-    low, high = 0, MOST_STEPS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if too_long(middle) else (middle, high)
-    if low == 0:
+    steps = smallest(too_long) - 1
+    if steps == 0:
         raise UserError(
             f"{KEY}={given}: the first step begins after {pace.start:.1f} s and takes {pace.step:.2g} s here, so none "
             "fits\n"
             f"    try: {KEY}={math.ceil((pace.start + pace.score + 100 * pace.step) / 6) / 10:g}"
         )
-    return pace, low
+    return pace, steps

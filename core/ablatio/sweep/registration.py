@@ -1,4 +1,4 @@
-"""What a study registers before its first run: the score that decides, alpha, margin and target, with units.
+"""Registration of a study before its first run: its deciding score, significance level, margin and target.
 
 `margin=0.005nats`, `target=3.28`: an amount is a number and, where one could take it for another, the score's unit.
 """
@@ -62,7 +62,7 @@ def amount_in(name: str, text: str, metric: str) -> Amount:
 
 
 def amount_problems(name: str, text: Any) -> list[Problem]:
-    """What is wrong with an amount by itself, before the score is known."""
+    """Return the problems of an amount that show without its score: no number, or a margin that is not above 0."""
     try:
         read_amount(name, text)
     except ConfigError as error:
