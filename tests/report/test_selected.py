@@ -52,6 +52,43 @@ def test_ends_are_those_of_the_conditional_distribution(sample: list[float], lim
         assert (kept.mean(1) >= x.mean() - end).mean() == pytest.approx(share, abs=0.004)
 
 
+def _acceptable(t: float, n: int, limit: float, tail: float) -> tuple[np.ndarray, np.ndarray]:
+    """Means below t, in standard errors and downwards, and P(t or more | resolved, sum of squares about the mean).
+
+    From Student's t alone: about a mean mu, u / sqrt(1 - u^2) sqrt(n - 1) is a t of n - 1 degrees of freedom.
+    """
+    critical, free = stats.t.isf(limit / 2, n - 1), n - 1
+    means = t - np.geomspace(1e-3, 40 * t, 4000)
+    u = np.linspace(-1, 1, 200_003)[1:-1]
+    cumulative = stats.t(free).cdf(u / np.sqrt(1 - u**2) * math.sqrt(free))
+    mass = np.diff(cumulative, prepend=0.0)
+    shares = []
+    for mean in means:
+        r = math.sqrt(free + (t - mean) ** 2)
+        resolved = free * (mean / r + u) ** 2 > critical**2 * (1 - u**2)
+        shares.append(mass[resolved & (u >= (t - mean) / r)].sum() / mass[resolved].sum())
+    return means, np.array(shares)
+
+
+@pytest.mark.parametrize(
+    ("t", "n", "limit", "bridged"),
+    [(15.5, 4, 0.025, False), (14.5, 4, 0.025, True), (40.0, 3, 0.025, False), (28.0, 3, 0.025, True)],
+)
+def test_a_shallow_gap_is_bridged_and_a_deep_one_ends_the_interval(
+    t: float, n: int, limit: float, bridged: bool
+) -> None:
+    """The end towards 0 is the outermost mean before the share falls below 0.6 of its tail, found by a scan."""
+    means, shares = _acceptable(t, n, limit, 0.025)
+    fits = np.flatnonzero(shares >= 0.025)
+    deep = np.flatnonzero(shares < 0.6 * 0.025)
+    assert np.diff(fits).max() > 20  # a gap, and no rounding
+    end = means[fits[fits < deep[0]][-1]] if len(deep) else means[fits[-1]]
+    low, _ = selected_interval(t / math.sqrt(n), 1.0, n, limit)
+    assert low * math.sqrt(n) == pytest.approx(end, abs=0.01 * t)
+    usual = t - stats.t.isf(0.025, n - 1)
+    assert (low * math.sqrt(n) == pytest.approx(usual, rel=1e-6)) != bridged
+
+
 def test_far_beyond_the_selection_it_is_the_usual_interval() -> None:
     x = np.array([10.1, 9.9, 10.3, 9.8, 10.0])
     usual = stats.ttest_1samp(x, 0).confidence_interval()
@@ -131,6 +168,12 @@ def test_headline_of_one_comparison_is_its_sentence() -> None:
     for mean in (0.9, 0.995):
         found = verdict(compare(arms(base=1.0, a=mean), "base"))
         assert found.headline == found.sentences[0].text and "picked" not in found.headline
+
+
+def test_headline_whose_interval_reaches_zero_says_that_the_size_is_open() -> None:
+    found = verdict(compare(arms(base=1.0, a=0.98, b=1.0, c=1.0), "base"))
+    low, high = (float(x) for x in found.headline.split("[")[1].split("]")[0].split(","))
+    assert low < 0 < high and "allows for that: its size is open)" in found.headline
 
 
 def test_headline_says_that_a_pair_was_picked() -> None:

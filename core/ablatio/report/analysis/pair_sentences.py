@@ -97,7 +97,9 @@ class Speaker:
             # Two intervals that read the same would only make the reader look for a difference.
             if shown == usual:
                 return sentence.text
-            figures = self.say("figures picked", mean=mean, interval=shown, p=self.chance(pair.p), n=d.n)
+            # An interval with 0 beside a resolved difference needs a word: the test found its sign, not its size.
+            key = "figures picked" if excludes_zero(*interval) else "figures picked open"
+            figures = self.say(key, mean=mean, interval=shown, p=self.chance(pair.p), n=d.n)
         # The sentence below keeps the usual interval: only the headline picks one difference out of many.
         return sentence.text.replace(self.figures(d, pair.p, size=True), figures)
 

@@ -23,6 +23,8 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "figures other test": "{mean} {unit} {interval}, an interval of another test than p, {p}, n = {n}",
         "figures picked": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large; "
         "{interval} allows for that)",
+        "figures picked open": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large; "
+        "{interval} allows for that: its size is open)",
         "figures picked alone": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large)",
         "resolved": "{winner} beats {loser} by {figures}",
         "ranked": "{winner} ranks above {loser}, with diverged runs counted as the worst (signed ranks, {p}, n = {n})",
@@ -132,6 +134,8 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "figures uncorrected": "{mean} {unit} {interval}，区间未作此校正，{p}，n = {n}",
         "figures other test": "{mean} {unit} {interval}，区间与 p 值出自不同的检验，{p}，n = {n}",
         "figures picked": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大；计入这一点的区间为 {interval}）",
+        "figures picked open": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大；"
+        "计入这一点的区间为 {interval}，大小未定）",
         "figures picked alone": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大）",
         "resolved": "{winner} 优于 {loser}，相差 {figures}",
         "ranked": "{winner} 的排名高于 {loser}，发散的运行按最差计（符号秩检验，{p}，n = {n}）",

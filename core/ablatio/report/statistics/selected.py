@@ -11,9 +11,14 @@ and u does not depend on r.  With a = sqrt(n) mu / r the selection is a set of u
     |t| > c   <=>   (n - 1) (a + u)^2 > c^2 (1 - u^2)
 
 so that P(u <= observed | r, selection) is uniform at the true mu.  The interval holds every mu at which this number
-lies between alpha/2 and 1 - alpha/2.  With few seeds these mu can have gaps, which an interval bridges or leaves out:
-the end towards 0 is the outermost one, the other the zero that a search from the estimate finds.  After Fithian, Sun
-and Taylor, "Optimal Inference After Model Selection", arXiv:1410.2597.
+lies between alpha/2 and 1 - alpha/2.  After Fithian, Sun and Taylor, "Optimal Inference After Model Selection",
+arXiv:1410.2597.
+
+With few seeds these mu can have a gap.  For a^2 > 1 + c^2 / (n - 1) every sample is resolved: the selection says
+nothing, and P(u >= observed) falls with mu as usual; below the mu at which it begins, `always_shown`, it rises again.
+Where it falls to less than `BRIDGED` times its tail there, the interval ends as the usual one does; otherwise it
+bridges the gap and ends at the outermost mu.  To bridge none would cover 91 to 94 % with 2 or 3 seeds, to bridge all
+96 % and widen strong results of few seeds up to the half of their estimate.
 
 The largest of k resolved differences was also chosen among them, and this makes an estimate too large, hardly ever too
 small.  So only the end towards 0 allows for it: its tail is alpha/k instead of alpha/2, the other one stays alpha/2.
@@ -25,8 +30,9 @@ small.  So only the end towards 0 allows for it: its tail is alpha/k instead of 
                             Parameters", arXiv:1906.00505)
 
 k counts the resolved differences whose usual interval overlaps that of the largest, since the others could hardly have
-been chosen.  The interval lies within that of Bonferroni, whose tails are both alpha/(2 k); the tail of the far end is
-that one where there is no baseline.
+been chosen.  With a baseline the interval lies within that of Bonferroni, whose tails are both alpha/(2 k).  Without a
+baseline an arm that beats all others is told without a number, and estimates that fall short remain: the tail of the
+far end is alpha/(2 k), where k counts the pairs of this arm that are not resolved as well.
 """
 
 import math
@@ -36,6 +42,10 @@ from scipy import optimize, special
 
 from ablatio.report.statistics.comparison import Comparison, Pair
 from ablatio.report.statistics.paired_tests import Difference
+
+# Of the tail: at this value the interval covers 93 to 97 % for 2 to 7 seeds, selections at p = 0.05 to 0.007 and true
+# means from 0 to 12 standard errors, and 94 to 96 % where one study in ten or more shows the difference.
+BRIDGED = 0.6
 
 
 def selected_interval(
@@ -61,7 +71,7 @@ def selected_interval(
     critical = min(-float(special.stdtrit(n - 1, largest_p / 2)), t * (1 - 1e-12))
 
     # In units of the standard error, in which the estimate is t.
-    first = _lowest(lambda mu: _share_above(mu, t, n, critical) - too_large, t)
+    first = _towards_zero(t, n, critical, too_large)
     second = _solve(lambda mu: _share_above(mu, t, n, critical) - (1 - too_small), t)
     low, high = sorted(sign * sd / math.sqrt(n) * end for end in (first, second))
     return low, high
@@ -75,8 +85,8 @@ def interval_of_picked(comparison: Comparison, pair: Pair, among: Sequence[Pair]
     p, index = [x.difference.p for x in comparison.pairs], comparison.pairs.index(pair)
     limit = LARGEST_P[comparison.correction](p, index, comparison.alpha)
     k = rivals(d, among)
-    # Without a baseline an arm that beats all others is told without a number, and estimates that fall short remain.
-    too_small = 0.025 if comparison.baseline is not None else 0.025 / k
+    short = [x for x in comparison.pairs if x in among or pair.better in (x.a, x.b)]
+    too_small = 0.025 if comparison.baseline is not None else 0.025 / rivals(d, short)
     return selected_interval(d.mean, d.sd, d.n, limit, 0.05 / max(2, k), too_small)
 
 
@@ -114,6 +124,29 @@ LARGEST_P: Mapping[str, Callable[[Sequence[float], int, float], float]] = {
     "bh": largest_p_of_benjamini_hochberg,
     "none": lambda p, index, alpha: alpha,
 }
+
+
+def always_shown(t: float, n: int, critical: float) -> float | None:
+    """Return the least mu, in standard errors, at which all samples with the observed sum of squares are resolved.
+
+    a^2 = mu^2 / (n - 1 + (t - mu)^2) = 1 + critical^2 / (n - 1); None where no mu reaches it.
+    """
+    free = n - 1
+    share = critical**2 / (free + critical**2)
+    root = t * t - share * (t * t + free)
+    return (t - math.sqrt(root)) / share if root > 0 else None
+
+
+def _towards_zero(t: float, n: int, critical: float, tail: float) -> float:
+    """Return the end towards 0, in standard errors, of the interval about the positive `t`."""
+
+    def excess(mu: float) -> float:
+        return _share_above(mu, t, n, critical) - tail
+
+    usual = always_shown(t, n, critical)
+    if usual is not None and excess(usual) < (BRIDGED - 1) * tail:
+        return float(optimize.brentq(excess, usual, t))
+    return _lowest(excess, t)
 
 
 def _share_above(mu: float, t: float, n: int, critical: float) -> float:
