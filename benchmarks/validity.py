@@ -252,8 +252,9 @@ def headline_cells() -> list[Cell]:
         "spread winners, 8 arms, 10 seeds": (one_factor(apart, 10), Asked(), 0.96),
         "weak winners, 3 seeds": (one_factor([0, *[-1.95] * 7], 3), Asked(), 0.97),
         "spread winners, no baseline, 8 arms, 3 seeds": (one_factor(apart, 3), Asked(False), 0.96),
-        # One that beats all others is told without a number: the rest are studies in which it fell short.
-        "one winner, no baseline, 3 arms, 8 seeds": (one_factor([0, 0, -1.45], 8), Asked(False), 0.97),
+        # One that beats all others is told without a number: the rest are studies in which it fell short, and how far
+        # differs with its effect.
+        "one winner, no baseline, 3 arms, 8 seeds": (one_factor([0, 0, -1.45], 8), Asked(False), 0.98),
     }
     return [
         Cell(f"coverage, headline, {name}", make, covered_in_headline, 0.94, high, asked)
