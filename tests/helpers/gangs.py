@@ -1,7 +1,6 @@
 """Start runs on several ranks, as a user does, and find their processes."""
 
 import csv
-import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from helpers import warm_python
+from helpers.as_own_process import leave_pytest
 from helpers.runs import begin
 
 import ablatio
@@ -66,7 +66,7 @@ def in_one_gang(log: Path, runs: Sequence[tuple[str, Sequence[str]]], ranks: int
 
 def _rank(runs: Sequence[tuple[str, Sequence[str]]], place: Place, log: Path) -> None:
     """Train `runs` as one rank, or as a process of its own if it is the only one."""
-    logging.getLogger().handlers.clear()  # pytest's handlers would capture the messages
+    leave_pytest()
     os.environ |= {"OMP_NUM_THREADS": "1", STORE_OF_SUPERVISOR: "1"}
     if place.world > 1:
         os.environ |= place.to_environment()

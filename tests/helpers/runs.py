@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import multiprocessing as mp
 import os
 import signal
@@ -11,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from helpers.as_own_process import leave_pytest
 
 TINY = (
     "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=16", "tokenizer=bytes",
@@ -40,7 +41,7 @@ class Finished:
 def _child(arguments: Sequence[str], folder: str) -> None:
     from ablatio.cli.main import main
 
-    logging.getLogger().handlers.clear()  # pytest's handlers would capture the messages
+    leave_pytest()
     sys.stdout = Path(folder, "out").open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     sys.stderr = Path(folder, "err").open("w", encoding="utf-8")  # noqa: SIM115
     code = main(list(arguments))
