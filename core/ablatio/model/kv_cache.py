@@ -23,9 +23,11 @@ class KVCache:
     stores  True if a second pass over the same tokens would add their keys once more
     later   tokens after the new ones whose keys and values `update` returns, too: those that other devices compute
     room    tokens for which a buffer is made at once, if it is known how long the texts will be
+    filled  (1,): number of cached tokens on the device, in a StaticCache; None: buffers grow, and the host counts
     """
 
     stores, later = True, 0
+    filled: Tensor | None = None
     later_segments: Tensor | None = None  # (B, later)
 
     def __init__(self, room: int = 0) -> None:

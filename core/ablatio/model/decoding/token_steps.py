@@ -1,0 +1,169 @@
+"""Steps of decoding token by token: with a cache that grows, or on a GPU by a CUDA graph that is replayed."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ablatio.model.decoding.cuda_graph import CudaGraph, Step
+from ablatio.model.decoding.operations import Operations
+from ablatio.model.kv_cache import KVCache
+from ablatio.model.number_format import compute_dtype
+from ablatio.model.ranks import ranks
+from ablatio.model.static_cache import NotStaticError, StaticCache, rounded_room
+
+log = logging.getLogger("ablatio")
+
+LEAST = 16  # new tokens from which graphs may pay: three more steps check a model, and a capture costs about two
+FILLS = 8.0, -4.0  # of places without a token: results must be the same, to the bit, with both
+TOLERANCE, TOLERANCE_16 = 1e-3, 0.05  # of logits, relative to the largest: TF32, and 16 bits
+FAULTS = NotStaticError, TypeError, ValueError, IndexError, KeyError, RuntimeError  # of a step that cannot be static
+
+
+Graph = Callable[[Tensor], Tensor]  # a captured step
+
+
+class Graphs(Protocol):
+    """What captures a step, and what runs it without a graph on the stream of captures."""
+
+    def __call__(self, step: Step, tokens: Tensor) -> Graph:
+        """Capture the step for tokens (R, 1) of this shape."""
+
+    def eager(self, step: Step, tokens: Tensor) -> Tensor:
+        """Run the step."""
+
+
+class _Setting:
+    allowed = True
+
+
+def allow(allowed: bool) -> None:
+    """Let decoding replay CUDA graphs on a GPU, in this process from now on (`trainer.cuda_graphs`)."""
+    _Setting.allowed = allowed
+
+
+def graphs_for(device: torch.device) -> Graphs | None:
+    """What captures steps on this device; None on a CPU, where attending to a whole buffer has only costs.
+
+    None, too, among several ranks: steps may hold their communication.
+    """
+    return CudaGraph if device.type == "cuda" and _Setting.allowed and ranks().world == 1 else None
+
+
+class TokenSteps:
+    """Appends tokens to the R texts of a cache, one to each at a time.
+
+    cache    of the texts; a StaticCache if steps are replayed
+    refused  why steps are not replayed, if that was tried; else empty
+
+    The first token is run in both ways: a model whose step is not static, or gives other logits, keeps the cache that
+    grows.  A graph is captured for a number of rows, and anew when rows have left.
+    """
+
+    def __init__(self, model: Any, cache: KVCache, new_tokens: int = 0) -> None:
+        """new_tokens: the most that will be appended to each text; 0: unknown, and the cache grows."""
+        self.model, self.cache, self.refused = model, cache, ""
+        self._left, self._warm, self._device = new_tokens, False, next(model.parameters()).device
+        self._graphs = graphs_for(self._device) if new_tokens >= LEAST else None
+        self._graph: Graph | None = None
+        if self._graphs is not None and any(map(_is_compiled, model.modules())):
+            self._refuse("its layers are compiled")
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Append one token to each text, (R,); return the logits of the next ones, (R, V)."""
+        tokens, self._left = tokens[:, None], self._left - 1
+        cache = self.cache
+        if isinstance(cache, StaticCache) and not self._has_place(cache):
+            self._refuse("the texts are longer than was expected")
+        if self._graphs is not None:
+            return self._replayed(tokens, cache) if isinstance(cache, StaticCache) else self._proven(tokens, cache)
+        logits: Tensor = self.model.extend(tokens, self.cache)
+        return logits
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the texts `rows` (N,), in this order; a text may occur several times."""
+        self._graph, self._warm = None, False
+        self.cache.select(rows)
+
+    def _has_place(self, cache: StaticCache) -> bool:
+        fits: bool = self.model.model.reaches(cache.length - cache.virtual + 1)
+        return fits and cache.length < cache.room
+
+    def _replayed(self, tokens: Tensor, cache: StaticCache) -> Tensor:
+        """One token by the graph; the first ones of a number of rows, and the last ones of all, without it."""
+        assert self._graphs is not None
+        if self._graph is None and self._warm and self._left >= LEAST // 2:
+            try:
+                self._graph = self._graphs(self._step, tokens)
+            except RuntimeError as error:
+                log.warning("decoding goes on without CUDA graphs, as a step could not be captured: %s", error)
+                self._refuse(str(error))
+                logits: Tensor = self.model.extend(tokens, self.cache)
+                return logits
+        found = self._graphs.eager(self._step, tokens) if self._graph is None else self._graph(tokens)
+        self._warm = True
+        cache.length += 1
+        return found
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        assert isinstance(self.cache, StaticCache)
+        return _static_step(self.model, self.cache, tokens)
+
+    def _proven(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """One token by the cache that grows, which a static one replaces if its steps can be replayed."""
+        static, room = None, rounded_room(cache.length + self._left + 1)
+        try:
+            static, found = _checked(self.model, cache, room, tokens, self._device)
+        except FAULTS as error:
+            self._refuse(str(error))
+        logits: Tensor = self.model.extend(tokens, cache)  # last: its keys stay in the buffers that both share
+        if static is not None:
+            if _near(found, logits, compute_dtype(self._device, next(self.model.parameters()).dtype)):
+                self.cache = static
+            else:
+                self._refuse("over a whole buffer its logits are others")
+        return logits
+
+    def _refuse(self, reason: str) -> None:
+        log.debug("decoding without CUDA graphs: %s", reason)
+        self.refused, self._graphs, self._graph = reason, None, None
+        if isinstance(self.cache, StaticCache):
+            self.cache = self.cache.growing()
+
+
+def _static_step(model: Any, cache: StaticCache, tokens: Tensor) -> Tensor:
+    with cache.step():
+        logits: Tensor = model.extend(tokens, cache)
+    return logits
+
+
+def _checked(model: Any, cache: KVCache, room: int, tokens: Tensor, device: torch.device) -> tuple[StaticCache, Tensor]:
+    """A static cache after one token, (R, 1), and the logits of the next; `cache` keeps its length and states.
+
+    Raises NotStaticError if two steps differ in their operations, or if places without a token change the logits.
+    """
+    first, found, seen = StaticCache(cache, room, device, FILLS[0]), list[Tensor](), []
+    for _ in range(2):
+        with Operations(device) as operations:
+            found.append(_static_step(model, first, tokens))
+        seen.append(operations.found)
+    if seen[0] != seen[1]:
+        raise NotStaticError("its operations change from token to token")
+    static = StaticCache(cache, room, device, FILLS[1])
+    logits = _static_step(model, static, tokens)
+    static.length += 1
+    if not torch.equal(logits, found[0]):
+        raise NotStaticError("it reads keys of tokens that are still to come")
+    return static, logits
+
+
+def _near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    found, expected = found.float(), expected.float()
+    most = TOLERANCE if dtype.itemsize > 2 else TOLERANCE_16
+    return torch.allclose(found, expected, rtol=most, atol=most * float(expected.abs().amax()))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None
