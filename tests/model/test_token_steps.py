@@ -74,6 +74,17 @@ def test_rollouts_by_graphs_are_those_without(
     assert_same(found, rollout(model))
 
 
+@pytest.mark.parametrize("attention", ["sliding", "gla", "conv_mha", "mla"])
+def test_states_and_windows_of_layers_leave_with_their_rows(
+    attention: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net(attention)
+    found = rollout(model)
+    assert len(graphs.made) > 1 and graphs.replays > 30
+    without(monkeypatch)
+    assert_same(found, rollout(model))
+
+
 def test_most_likely_tokens_are_the_same(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(position="rope").double()
     found = rollout(model, stop=None, greedy=True)
@@ -130,8 +141,9 @@ def assert_grown(model: Any, steps: int, found: list[Tensor]) -> None:
     torch.testing.assert_close(found, list(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_texts_longer_than_announced_go_on_growing(graphs: Graphs) -> None:
-    model = net()
+@pytest.mark.parametrize("attention", ["mha", "sliding", "mamba"])
+def test_texts_longer_than_announced_go_on_growing(attention: str, graphs: Graphs) -> None:
+    model = net(attention)
     steps, found = extended(model, 50, 20)
     assert graphs.replays == 18 + 6, "20 tokens, and room for a multiple of 8 in all"
     assert not isinstance(steps.cache, StaticCache) and "longer" in steps.refused
@@ -166,9 +178,9 @@ def odd(model: Any, change: Callable[..., Tensor]) -> None:
 
 
 ODD: dict[str, tuple[Callable[..., Any], str]] = {
-    "reads a value": (lambda q, k, v, ctx, call: (q * float(q.mean() < 9), k, v), "waits"),
+    "reads a value": (lambda q, k, v, ctx, call: (q * float(q.mean() < 9), k, v), "reads values"),
     "shape by values": (lambda q, k, v, ctx, call: (q + q[q > 9].sum(), k, v), "by a mask"),
-    "numbers of the host": (lambda q, k, v, ctx, call: (q * torch.tensor([1.0]), k, v), "waits"),
+    "numbers of the host": (lambda q, k, v, ctx, call: (q * torch.tensor([1.0]), k, v), "from the host"),
     "number of tokens": (lambda q, k, v, ctx, call: (q / (ctx.past + 1), k, v), "number of cached tokens"),
     "number of keys": (lambda q, k, v, ctx, call: (q / ctx.key_length, k, v), "number of keys"),
     "size of the buffer": (lambda q, k, v, ctx, call: (q, k, v * k.shape[2]), "logits are others"),

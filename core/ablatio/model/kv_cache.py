@@ -38,6 +38,7 @@ class KVCache:
         self.tokens: Tensor | None = None  # (B, S) ids so far, of a model that looks at them again
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._states: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._windows: dict[int, int] = {}  # tokens of the window of each layer that keeps no others
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new keys and values of `layer` and return all of them: (B, H_kv, S, d_head) each."""
@@ -67,6 +68,7 @@ class KVCache:
             k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)  # (B, H_kv, S, d_head)
             index = torch.cat([old[2], index], dim=1)
         if first is None:
+            self._windows[layer] = window
             self.keep(layer, k[:, :, -window:].clone(), v[:, :, -window:].clone(), index[:, -window:].clone())
             return k, v, index
         wanted = (index >= end - window) | (index[:, :, None] == first[:, None]).any(-1)

@@ -35,8 +35,9 @@ class StaticCache(KVCache):
     k_pos   (room,) or (B, room): positions of all tokens; those to come continue the last document
 
     Made from the cache of texts that have been read, whose buffers it shares if they have this room.  Tokens are
-    appended one at a time, and none can be taken out again.  States of layers are changed in place.  `fill` is what
-    the places hold that no token has filled: with another fill, a part that reads them gives another result.
+    appended one at a time, and none can be taken out again.  States of layers are changed in place.  The keys of a
+    window stand in a ring, in which a token takes the place of the one that leaves.  `fill` is what the places hold
+    that no token has filled: with another fill, a part that reads them gives another result.
     """
 
     filled: Tensor
@@ -51,6 +52,9 @@ class StaticCache(KVCache):
         self._states = {
             key: state if _lasts(key) else tuple(t.clone() for t in state) for key, state in cache._states.items()
         }
+        self._windows = {layer: min(window, room) for layer, window in cache._windows.items()}
+        for layer, size in self._windows.items():
+            self._states[layer] = _ring(cache._states[layer], size, fill)
         self.filled = torch.full((1,), self.length, device=device)
         self.k_pos = torch.arange(room, device=device)
         if cache.segments is not None:
@@ -79,8 +83,19 @@ class StaticCache(KVCache):
     def update_window(
         self, layer: int, k: Tensor, v: Tensor, window: int, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Raise NotStaticError: the keys of a window move."""
-        raise NotStaticError(f"layer {layer} keeps a window of keys, which move with each token")
+        """Store the keys and values of one token in the ring of the layer; return the ring.
+
+        Returns keys, values, and positions of their tokens in the text, in the order of the ring: (B, window).  A place
+        that no token has filled has the position of the one that will.
+        """
+        if min(window, self.room) != self._windows.get(layer):
+            raise NotStaticError(f"the window of layer {layer} keeps the first tokens, too, or changes")
+        keys, values, index = self._states[layer]
+        place = self.filled % index.shape[1]
+        for ring, new in ((keys, k), (values, v)):
+            ring.index_copy_(2, place, new.to(ring.dtype))
+        index.index_copy_(1, place, self.filled.expand(len(index), 1))
+        return keys, values, index
 
     def once(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return keys and values that stay fixed during decoding; the prompt's pass has made them."""
@@ -112,7 +127,9 @@ class StaticCache(KVCache):
         """A cache that grows, with what this one holds, whose buffers it shares."""
         cache = KVCache(self.room)
         cache.length, cache.virtual, cache.memory, cache.tokens = self.length, self.virtual, self.memory, self.tokens
-        cache._buffers, cache._states = dict(self._buffers), dict(self._states)
+        cache._buffers, cache._states, cache._windows = dict(self._buffers), dict(self._states), dict(self._windows)
+        for layer in self._windows:
+            cache._states[layer] = _in_order(self._states[layer], self.length)
         cache.segments = None if self.segments is None else self.segments[:, : self.length]
         return cache
 
@@ -130,6 +147,22 @@ def _placed(buffer: Tensor, length: int, room: int, fill: float) -> Tensor:
         placed[:, :, :length] = buffer[:, :, :length]
     placed[:, :, length:] = fill  # not left empty: a probability of 0 times NaN would be NaN
     return placed
+
+
+def _ring(window: tuple[Tensor, ...], size: int, fill: float) -> tuple[Tensor, ...]:
+    """Keys, values and positions (B, n) of a text's last tokens in a ring of `size` places: token i at i % size."""
+    *keys_values, index = window
+    held = index[0] % size  # (n,): windows of rows do not differ
+    places = torch.arange(size, device=index.device).expand(len(index), -1).clone().index_copy_(1, held, index)
+    rings = (x.new_full((*x.shape[:2], size, x.shape[3]), fill).index_copy_(2, held, x) for x in keys_values)
+    return (*rings, places)
+
+
+def _in_order(ring: tuple[Tensor, ...], length: int) -> tuple[Tensor, ...]:
+    """Undo `_ring`, of a text of `length` tokens."""
+    *keys_values, index = ring
+    order = index[0].argsort()[: min(length, index.shape[1])]  # places that are not filled come last
+    return (*(x.index_select(2, order) for x in keys_values), index.index_select(1, order))
 
 
 def _lasts(key: Hashable) -> bool:

@@ -12,7 +12,7 @@ from ablatio.model.static_cache import NotStaticError
 
 READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")  # by a mask: its shape is a value
-COPIED = "lift_fresh"  # what torch.tensor(...) does with numbers of the host
+COPIED = "lift_fresh"  # part of torch.tensor(...)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -54,8 +54,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in INDEXED:
             if masked and any(x.dim() for x in tensors[1:] if x.dtype in (torch.bool, torch.uint8)):
                 raise NotStaticError(f"{name} selects by a mask")
-        elif name == COPIED or any(tag in func.tags for tag in READS):
-            raise NotStaticError(f"{name} waits for the device")
+        elif name == COPIED:
+            raise NotStaticError("numbers are copied from the host")
+        elif any(tag in func.tags for tag in READS):
+            raise NotStaticError(f"{name} reads values of the device")
         elsewhere = {x.device.type for x in tensors} | {x.type for x in given if isinstance(x, torch.device)}
         if elsewhere - {self.device.type}:
             raise NotStaticError(f"{name} works on {', '.join(sorted(elsewhere))}")
