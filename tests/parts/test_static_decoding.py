@@ -12,9 +12,11 @@ from ablatio.model.build import build_model
 from ablatio.model.decoding.operations import Operations
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import Encoder, LanguageModel
+from ablatio.model.on_meta import meta_copy
 from ablatio.model.static_cache import NotStaticError, StaticCache
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
+from ablatio.testing.device_waits import WaitsForDevice, meta_as_gpu
 
 PROMPT, ROOM, ROWS = 8, 40, 3
 RECORDED = (3, 4, 20)  # tokens whose operations are compared
@@ -103,6 +105,31 @@ def test_each_part_is_static_or_refused(name: str) -> None:
     if isinstance(model, Encoder):
         pytest.skip("an encoder does not decode")
     assert_static(model, name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PARTS)
+def test_no_static_step_copies_from_or_to_the_host(name: str) -> None:
+    """With the meta device in place of a GPU; what is refused on a CPU is refused there, if it does not wait before."""
+    kind, _, option = name.partition("=")
+    model = meta_copy(tiny_models.model(REGISTRIES[kind][option], max_len=ROOM)).eval()
+    if isinstance(model, Encoder):
+        pytest.skip("an encoder does not decode")
+    device = torch.device("meta")
+    tokens, segments = (torch.zeros(ROWS, PROMPT, dtype=torch.long, device=device) for _ in range(2))
+    read = KVCache()
+    model.read(tokens, segments, read)
+    static = StaticCache(read, ROOM, device)
+
+    def step() -> None:
+        with static.step(), Operations(device), meta_as_gpu():
+            model.extend(tokens[:, :1], static)
+
+    if name not in REFUSED:
+        step()
+        return
+    with pytest.raises((NotStaticError, WaitsForDevice)):
+        step()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

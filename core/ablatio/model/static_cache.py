@@ -123,6 +123,19 @@ class StaticCache(KVCache):
     def _selected(self, buffer: Tensor, rows: Tensor) -> Tensor:
         return buffer.index_select(0, rows)
 
+    def restorer(self) -> Callable[[], None]:
+        """Return a function that brings back what is cached now, after steps that are not to count."""
+        states = {key: [t.clone() for t in state] for key, state in self._states.items() if not _lasts(key)}
+        filled = self.filled.clone()
+
+        def restore() -> None:
+            self.filled.copy_(filled)
+            for key, state in states.items():
+                for held, before in zip(self._states[key], state, strict=True):
+                    held.copy_(before)
+
+        return restore
+
     def growing(self) -> KVCache:
         """A cache that grows, with what this one holds, whose buffers it shares."""
         cache = KVCache(self.room)

@@ -16,7 +16,7 @@ from ablatio.model.static_cache import NotStaticError, StaticCache, rounded_room
 
 log = logging.getLogger("ablatio")
 
-LEAST = 16  # new tokens from which graphs may pay: three more steps check a model, and a capture costs about two
+LEAST = 16  # new tokens from which graphs may pay: three more steps check a model, a capture costs two
 FILLS = 8.0, -4.0  # of places without a token: results must be the same, to the bit, with both
 TOLERANCE, TOLERANCE_16 = 1e-3, 0.05  # of logits, relative to the largest: TF32, and 16 bits
 FAULTS = NotStaticError, TypeError, ValueError, IndexError, KeyError, RuntimeError  # of a step that cannot be static
@@ -59,13 +59,14 @@ class TokenSteps:
     refused  why steps are not replayed, if that was tried; else empty
 
     The first token is run in both ways: a model whose step is not static, or gives other logits, keeps the cache that
-    grows.  A graph is captured for a number of rows, and anew when rows have left.
+    grows.  A graph is captured for a number of rows, compared with the step that it holds, and made anew when rows have
+    left.
     """
 
     def __init__(self, model: Any, cache: KVCache, new_tokens: int = 0) -> None:
         """new_tokens: the most that will be appended to each text; 0: unknown, and the cache grows."""
         self.model, self.cache, self.refused = model, cache, ""
-        self._left, self._warm, self._device = new_tokens, False, next(model.parameters()).device
+        self._left, self._device = new_tokens, next(model.parameters()).device
         self._graphs = graphs_for(self._device) if new_tokens >= LEAST else None
         self._graph: Graph | None = None
         if self._graphs is not None and any(map(_is_compiled, model.modules())):
@@ -78,32 +79,45 @@ class TokenSteps:
         if isinstance(cache, StaticCache) and not self._has_place(cache):
             self._refuse("the texts are longer than was expected")
         if self._graphs is not None:
-            return self._replayed(tokens, cache) if isinstance(cache, StaticCache) else self._proven(tokens, cache)
+            if isinstance(cache, StaticCache):
+                return self._replayed(tokens, cache, self._graphs)
+            return self._proven(tokens, cache)
         logits: Tensor = self.model.extend(tokens, self.cache)
         return logits
 
     def select(self, rows: Tensor) -> None:
         """Keep the texts `rows` (N,), in this order; a text may occur several times."""
-        self._graph, self._warm = None, False
+        self._graph = None
         self.cache.select(rows)
 
     def _has_place(self, cache: StaticCache) -> bool:
         fits: bool = self.model.model.reaches(cache.length - cache.virtual + 1)
         return fits and cache.length < cache.room
 
-    def _replayed(self, tokens: Tensor, cache: StaticCache) -> Tensor:
-        """One token by the graph; the first ones of a number of rows, and the last ones of all, without it."""
-        assert self._graphs is not None
-        if self._graph is None and self._warm and self._left >= LEAST // 2:
-            try:
-                self._graph = self._graphs(self._step, tokens)
-            except RuntimeError as error:
-                log.warning("decoding goes on without CUDA graphs, as a step could not be captured: %s", error)
-                self._refuse(str(error))
-                logits: Tensor = self.model.extend(tokens, self.cache)
-                return logits
-        found = self._graphs.eager(self._step, tokens) if self._graph is None else self._graph(tokens)
-        self._warm = True
+    def _replayed(self, tokens: Tensor, cache: StaticCache, graphs: Graphs) -> Tensor:
+        """One token by the graph, which is made if there is none for this number of rows and it may pay."""
+        if self._graph is None and self._left >= LEAST // 2:
+            return self._captured(tokens, cache, graphs)
+        found = graphs.eager(self._step, tokens) if self._graph is None else self._graph(tokens)
+        cache.length += 1
+        return found
+
+    def _captured(self, tokens: Tensor, cache: StaticCache, graphs: Graphs) -> Tensor:
+        """One token without a graph, which prepares kernels, then by a new one, which must give the same logits."""
+        restore = cache.restorer()
+        expected = graphs.eager(self._step, tokens)
+        restore()
+        try:
+            self._graph = graphs(self._step, tokens)
+            found = self._graph(tokens)
+            if not self._near(found, expected):
+                raise RuntimeError("its replay gave other logits")
+        except RuntimeError as error:
+            log.warning("decoding goes on without CUDA graphs, as a step could not be captured: %s", error)
+            restore()
+            self._refuse(str(error))
+            logits: Tensor = self.model.extend(tokens, self.cache)
+            return logits
         cache.length += 1
         return found
 
@@ -120,11 +134,16 @@ class TokenSteps:
             self._refuse(str(error))
         logits: Tensor = self.model.extend(tokens, cache)  # last: its keys stay in the buffers that both share
         if static is not None:
-            if _near(found, logits, compute_dtype(self._device, next(self.model.parameters()).dtype)):
+            if self._near(found, logits):
                 self.cache = static
             else:
                 self._refuse("over a whole buffer its logits are others")
         return logits
+
+    def _near(self, found: Tensor, expected: Tensor) -> bool:
+        dtype = compute_dtype(self._device, next(self.model.parameters()).dtype)
+        found, expected, most = found.float(), expected.float(), TOLERANCE if dtype.itemsize > 2 else TOLERANCE_16
+        return torch.allclose(found, expected, rtol=most, atol=most * float(expected.abs().amax()))
 
     def _refuse(self, reason: str) -> None:
         log.debug("decoding without CUDA graphs: %s", reason)
@@ -144,25 +163,25 @@ def _checked(model: Any, cache: KVCache, room: int, tokens: Tensor, device: torc
 
     Raises NotStaticError if two steps differ in their operations, or if places without a token change the logits.
     """
-    first, found, seen = StaticCache(cache, room, device, FILLS[0]), list[Tensor](), []
-    for _ in range(2):
-        with Operations(device) as operations:
-            found.append(_static_step(model, first, tokens))
-        seen.append(operations.found)
-    if seen[0] != seen[1]:
-        raise NotStaticError("its operations change from token to token")
+    expected = _recorded(model, StaticCache(cache, room, device, FILLS[0]), tokens, device)
     static = StaticCache(cache, room, device, FILLS[1])
     logits = _static_step(model, static, tokens)
     static.length += 1
-    if not torch.equal(logits, found[0]):
+    if not torch.equal(logits, expected):
         raise NotStaticError("it reads keys of tokens that are still to come")
     return static, logits
 
 
-def _near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    found, expected = found.float(), expected.float()
-    most = TOLERANCE if dtype.itemsize > 2 else TOLERANCE_16
-    return torch.allclose(found, expected, rtol=most, atol=most * float(expected.abs().amax()))
+def _recorded(model: Any, cache: StaticCache, tokens: Tensor, device: torch.device) -> Tensor:
+    """Logits after one token, of two steps whose operations are equal."""
+    logits, seen = list[Tensor](), []
+    for _ in range(2):
+        with Operations(device) as operations:
+            logits.append(_static_step(model, cache, tokens))
+        seen.append(operations.found)
+    if seen[0] != seen[1]:
+        raise NotStaticError("its operations change from token to token")
+    return logits[0]
 
 
 def _is_compiled(module: nn.Module) -> bool:
