@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from helpers.taped_graphs import TapedGraph, taped
 from torch import Tensor
 
 import ablatio.model.decoding.token_steps as token_steps
+from ablatio.errors import UserError
 from ablatio.model.build import build_model
 from ablatio.model.decoding.cuda_graph import CudaGraph
 from ablatio.model.decoding.job import Continuation, DecodingJob, Ending
@@ -148,6 +150,23 @@ def test_texts_longer_than_announced_go_on_growing(attention: str, graphs: Graph
     assert graphs.replays == 25, "6 tokens and 20 in room for 32, of which the first one is the check"
     assert not isinstance(steps.cache, StaticCache) and "longer" in steps.refused
     assert_grown(model, 50, found)
+
+
+@torch.no_grad()
+def test_no_step_goes_beyond_the_table_of_positions(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that checks the model: on a GPU an index beyond a table ends the process."""
+    model, places = net(position="learned"), list[int]()
+    embed = model.model.position.embed
+    monkeypatch.setattr(model.model.position, "embed", lambda x, pos: places.append(int(pos.max())) or embed(x, pos))
+    monkeypatch.setattr(token_steps, "Operations", lambda device: nullcontext(SimpleNamespace(found=[])))
+    for prompt, graph in ((95, False), (94, True)):
+        steps = TokenSteps(model, KVCache(), 20)
+        model.read(tiny_models.tokens(1, prompt), None, steps.cache)
+        for _ in range(prompt, 96):
+            steps.extend(torch.ones(1, dtype=torch.long))
+        assert isinstance(steps.cache, StaticCache) == graph and max(places) == 95
+        with pytest.raises(UserError, match=r"at most model.max_len=96"):
+            steps.extend(torch.ones(1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("room", [0, token_steps.LEAST - 1])

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from ablatio.model.build import build_model
+from ablatio.model.decoding import token_steps
 from ablatio.model.decoding.operations import Operations
+from ablatio.model.decoding.token_steps import TokenSteps
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import Encoder, LanguageModel
 from ablatio.model.on_meta import meta_copy
 from ablatio.model.static_cache import NotStaticError, StaticCache
 from ablatio.registry.registry import REGISTRIES
-from ablatio.testing import tiny_models
+from ablatio.testing import sample_parts, tiny_models
+from ablatio.testing.checks import Unreplayed
 from ablatio.testing.device_waits import WaitsForDevice, meta_as_gpu
 
 PROMPT, ROOM, ROWS = 8, 40, 3
@@ -141,3 +144,22 @@ def test_other_settings_are_static_too(name: str) -> None:
     for kind, value in others.items():
         config[kind] = REGISTRIES[kind][value["name"]].defaults | value
     assert_static(randomized(build_model(config, tiny_models.VOCAB)), f"settings={name}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["peft=prefix", "peft=prompt", "peft=llama_adapter", "peft=lora", "quantization=int8"])
+def test_tuned_and_quantized_models_are_static(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual tokens stand before each text, and are visible to it."""
+    kind, _, option = name.partition("=")
+    part = REGISTRIES[kind][option]
+    with torch.enable_grad():
+        model = tiny_models.model() if kind == "quantization" else sample_parts.tuned_and_trained(part)
+    if kind == "quantization":
+        tiny_models.quantize(model, sample_parts.made(part))
+    monkeypatch.setattr(token_steps, "graphs_for", lambda device: Unreplayed())
+    steps, growing, tokens = TokenSteps(model.eval(), KVCache(), 20), KVCache(), tiny_models.tokens(ROWS, 26)
+    for cache in (steps.cache, growing):
+        model.read(tokens[:, :6], None, cache)
+    for column in tokens[:, 6:].unbind(1):
+        torch.testing.assert_close(steps.extend(column), model.extend(column[:, None], growing), rtol=1e-5, atol=1e-5)
+    assert isinstance(steps.cache, StaticCache), steps.refused

@@ -75,12 +75,12 @@ class TokenSteps:
     def extend(self, tokens: Tensor) -> Tensor:
         """Append one token to each text, (R,); return the logits of the next ones, (R, V)."""
         tokens, self._left = tokens[:, None], self._left - 1
-        cache = self.cache
-        if isinstance(cache, StaticCache) and not self._has_place(cache):
+        cache, graphs = self.cache, self._graphs
+        if graphs is not None and isinstance(cache, StaticCache):
+            if cache.length < cache.room and self._fits(1):
+                return self._replayed(tokens, cache, graphs)
             self._refuse("the texts are longer than was expected")
-        if self._graphs is not None:
-            if isinstance(cache, StaticCache):
-                return self._replayed(tokens, cache, self._graphs)
+        elif graphs is not None and self._fits(2):  # the check runs a token more
             return self._proven(tokens, cache)
         logits: Tensor = self.model.extend(tokens, self.cache)
         return logits
@@ -90,9 +90,10 @@ class TokenSteps:
         self._graph = None
         self.cache.select(rows)
 
-    def _has_place(self, cache: StaticCache) -> bool:
-        fits: bool = self.model.model.reaches(cache.length - cache.virtual + 1)
-        return fits and cache.length < cache.room
+    def _fits(self, tokens: int) -> bool:
+        """True if the model's position supports so many tokens more: a GPU would end the process, a CPU raises."""
+        fits: bool = self.model.model.reaches(self.cache.length - self.cache.virtual + tokens)
+        return fits
 
     def _replayed(self, tokens: Tensor, cache: StaticCache, graphs: Graphs) -> Tensor:
         """One token by the graph, which is made if there is none for this number of rows and it may pay."""
