@@ -152,6 +152,17 @@ def test_texts_longer_than_announced_go_on_growing(attention: str, graphs: Graph
     assert_grown(model, 50, found)
 
 
+@pytest.mark.parametrize("attention", ["mha", "sliding", "mamba"])
+def test_room_is_made_by_stretches(attention: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text may end long before the most tokens that it may have, and each step attends to all room."""
+    monkeypatch.setattr(token_steps, "STRETCH", 16)
+    model = net(attention)
+    steps, found = extended(model, 60, 60)
+    assert isinstance(steps.cache, StaticCache) and steps.cache.room == 72
+    assert graphs.made == [3, 3, 3, 3], "room for 24, 40, 56 and 72 tokens"
+    assert_grown(model, 60, found)
+
+
 @torch.no_grad()
 def test_no_step_goes_beyond_the_table_of_positions(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that checks the model: on a GPU an index beyond a table ends the process."""

@@ -12,7 +12,6 @@ from ablatio.model.decoding.token_steps import TokenSteps
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import CacheMark, KVCache
 from ablatio.model.matmul_backend import few_rows
-from ablatio.model.static_cache import rounded_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +37,12 @@ class Texts:
 
         new_tokens  the most that `extend` will append, where nothing else appends or takes back; 0: unknown
         """
+        self.model, self.steps = model, TokenSteps(model, KVCache(), new_tokens)
         device = next(model.parameters()).device
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         different = list(places)  # each is read once, however often it occurs
         check_prompts(model, different)
         longest = max(map(len, different))
-        cache = KVCache(rounded_room(longest + new_tokens) if new_tokens else 0)
-        self.model, self.steps = model, TokenSteps(model, cache, new_tokens)
         tokens = torch.tensor([[PADDING] * (longest - len(p)) + list(p) for p in different], dtype=torch.long)
         padded = bool((tokens == PADDING).any())
         segments = torch.where(tokens == PADDING, PADDING, 0).to(device) if padded else None

@@ -17,6 +17,7 @@ from ablatio.model.static_cache import NotStaticError, StaticCache, rounded_room
 log = logging.getLogger("ablatio")
 
 LEAST = 16  # new tokens from which graphs may pay: three more steps check a model, a capture costs two
+STRETCH = 512  # new tokens for which there is room at a time: each step attends to all of it
 FILLS = 8.0, -4.0  # of places without a token: results must be the same, to the bit, with both
 TOLERANCE, TOLERANCE_16 = 1e-3, 0.05  # of logits, relative to the largest: TF32, and 16 bits
 FAULTS = NotStaticError, TypeError, ValueError, IndexError, KeyError, RuntimeError  # of a step that cannot be static
@@ -77,6 +78,8 @@ class TokenSteps:
         tokens, self._left = tokens[:, None], self._left - 1
         cache, graphs = self.cache, self._graphs
         if graphs is not None and isinstance(cache, StaticCache):
+            if cache.length == cache.room and self._left >= 0:
+                cache = self._enlarged(cache)
             if cache.length < cache.room and self._fits(1):
                 return self._replayed(tokens, cache, graphs)
             self._refuse("the texts are longer than was expected")
@@ -89,6 +92,15 @@ class TokenSteps:
         """Keep the texts `rows` (N,), in this order; a text may occur several times."""
         self._graph = None
         self.cache.select(rows)
+
+    def _room(self) -> int:
+        """Room for this token and those to come, or for a stretch of them."""
+        return rounded_room(self.cache.length + min(self._left + 1, STRETCH))
+
+    def _enlarged(self, cache: StaticCache) -> StaticCache:
+        self._graph = None
+        self.cache = larger = StaticCache(cache.growing(), self._room(), self._device)
+        return larger
 
     def _fits(self, tokens: int) -> bool:
         """True if the model's position supports so many tokens more: a GPU would end the process, a CPU raises."""
@@ -128,9 +140,9 @@ class TokenSteps:
 
     def _proven(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """One token by the cache that grows, which a static one replaces if its steps can be replayed."""
-        static, room = None, rounded_room(cache.length + self._left + 1)
+        static = None
         try:
-            static, found = _checked(self.model, cache, room, tokens, self._device)
+            static, found = _checked(self.model, cache, self._room(), tokens, self._device)
         except FAULTS as error:
             self._refuse(str(error))
         logits: Tensor = self.model.extend(tokens, cache)  # last: its keys stay in the buffers that both share
