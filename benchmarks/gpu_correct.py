@@ -1,19 +1,21 @@
 """Checks on one card, run by gpu.sh: a GPU gives the CPU's numbers, and a step waits for nothing.
 
-    python benchmarks/gpu_correct.py parts|kernels|runs --out FILE [--tiny]
+    python benchmarks/gpu_correct.py parts|kernels|graphs|runs --out FILE [--tiny]
 
 kernels  FlexAttention against the other kernels: outputs and gradients of documents, windows, alibi, softcap, sinks
 parts  each option of each kind of model part: loss and gradient in float32 against the CPU, in bfloat16 against
        float32, and what makes a step wait for the device (torch.cuda.set_sync_debug_mode)
+graphs  decoding by CUDA graphs against decoding without: answers that end early, in float32 and in bfloat16
 runs   16 bits with a loss scale, a resume with averages, the ratio before an update, determinism of two equal runs
 
---tiny takes the CPU for the device and two options of each kind.
+--tiny takes the CPU for the device and two options of each kind; there, steps are repeated in place of graphs.
 """
 
 import argparse
 import contextlib
 import csv
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -23,14 +25,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from ablatio.model import flex_attention
 from ablatio.model.build import build_model
+from ablatio.model.decoding import token_steps
+from ablatio.model.decoding.cuda_graph import CudaGraph
+from ablatio.model.decoding.rollout import sample_rollouts, streams
 from ablatio.registry.discovery import load
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
+from ablatio.testing.checks import Unreplayed
 
 FLOAT32, BFLOAT16 = 1e-4, 0.05  # largest relative difference of a loss; of gradients ten times as much
 RUN = (
@@ -42,7 +49,7 @@ RUN = (
 
 def main() -> int:
     options = argparse.ArgumentParser()
-    options.add_argument("what", choices=("parts", "kernels", "runs"))
+    options.add_argument("what", choices=("parts", "kernels", "graphs", "runs"))
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--tiny", action="store_true")
     given = options.parse_args()
@@ -51,6 +58,7 @@ def main() -> int:
     checks = {
         "parts": partial(parts, device, given.tiny),
         "kernels": partial(kernels, device),
+        "graphs": partial(graphs, device),
         "runs": partial(runs, device),
     }
     found = checks[given.what]()
@@ -119,6 +127,70 @@ def kernels(device: str) -> dict[str, Any]:
             if gap > 10 * FLOAT32 * float(gradient.norm()) + 1e-7:
                 failed[name] = f"the gradient of {parameter} differs by {gap:.3g}"
     return {"checked": len(KERNEL_CASES), "failed": failed}
+
+
+GRAPH_CASES: dict[str, tuple[str, str]] = {  # attention, position
+    "causal": ("mha", "rope"), "groups": ("gqa", "learned"), "bias": ("mha", "alibi"), "latent": ("mla", "rope"),
+    "window": ("sliding", "rope"), "linear": ("gla", "none"), "state space": ("mamba2", "none"),
+}  # fmt: skip
+
+
+class Counted:
+    """Captures graphs, and counts those that could be captured."""
+
+    def __init__(self, made: Any) -> None:
+        self.made, self.captured = made, 0
+        self.eager = made.eager
+
+    def __call__(self, step: Any, tokens: torch.Tensor) -> Any:
+        graph = self.made(step, tokens)
+        self.captured += 1
+        return graph
+
+
+def graphs(device: str) -> dict[str, Any]:
+    """Check answers of models with random weights: graphs were captured, and log-probabilities are those without."""
+    torch.set_float32_matmul_precision("highest")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ablatio").setLevel(logging.DEBUG)  # says why a model is decoded without graphs
+    failed, checked = dict[str, str](), 0
+    for name, (attention, position) in GRAPH_CASES.items():
+        config = tiny_models.config(REGISTRIES["attention"][attention], d_model=128, n_heads=4, max_len=128)
+        config["position"] = {"name": position, **REGISTRIES["position"][position].defaults}
+        net = build_model(config, tiny_models.VOCAB).to(device).eval()
+        for p in net.parameters():
+            p.data.add_(0.05 * torch.randn_like(p))
+        for dtype in (None, torch.bfloat16):
+            case, checked = name if dtype is None else f"{name} in bfloat16", checked + 1
+            print(case, flush=True)
+            try:
+                if wrong := differs(net, device, dtype):
+                    failed[case] = wrong
+            except Exception as error:
+                failed[case] = f"{type(error).__name__}: {error}"
+    return {"checked": checked, "failed": failed}
+
+
+def differs(net: Any, device: str, dtype: torch.dtype | None) -> str:
+    """Why answers by graphs are others than those without; "" if they are not."""
+    prompts, draws, found = [[1, 2, 3], [4, 5], [6], [7, 8]], streams(0, 0, 32, 64), []
+    counted = Counted(CudaGraph if device == "cuda" else Unreplayed())
+    for made in (counted, None):
+        with (
+            mock.patch.object(token_steps, "graphs_for", lambda _, made=made: made),
+            torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
+        ):
+            found.append(sample_rollouts(net, prompts, draws, stop=5, new_tokens=64, group=8).cpu())
+    if counted.captured < 2:
+        return f"{counted.captured} graphs were captured; expected one for each number of rows"
+    width = min(len(x.tokens[0]) for x in found)
+    ours, theirs = (x.tokens[:, :width] for x in found)
+    same = (ours == theirs).cumprod(1).bool()  # up to the first token that rounding has changed
+    gap = float(((found[0].logps[:, :width] - found[1].logps[:, :width]).abs() * same).max())
+    alike = float(same.all(1).float().mean())
+    if gap > (1e-3 if dtype is None else 0.1) or (dtype is None and alike < 0.9):
+        return f"log-probabilities differ by {gap:.3g}, and {alike:.0%} of the answers are the same"
+    return ""
 
 
 def step(entry: Any, device: str, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

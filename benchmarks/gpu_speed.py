@@ -5,7 +5,7 @@
 step        tokens/s and share of peak FLOPs (MFU) of GPT-2 at 124 M in bfloat16, eager and compiled, per block of
             logits, against transformers
 attention   milliseconds, forward and backward, of each mask, bias and bound by FlexAttention and by the other kernels
-generation  tokens/s of sampled rollouts
+generation  tokens/s of sampled rollouts, by CUDA graphs and without
 shared      seconds of a sweep of eight runs on the card, against one after the other
 
 --tiny takes the CPU for the device and sizes of a few thousand weights.
@@ -30,6 +30,7 @@ from ablatio.model.attention.kernels import AttentionView, attend, attend_by_ste
 from ablatio.model.build import build_model
 from ablatio.model.context import make_context
 from ablatio.model.cost.flops import cost_of
+from ablatio.model.decoding import token_steps
 from ablatio.model.decoding.rollout import sample_rollouts, streams
 from ablatio.model.example import Example
 from ablatio.registry.discovery import load
@@ -182,14 +183,19 @@ def attend_case(tokens: torch.Tensor, x: Any, case: dict[str, Any]) -> tuple[tor
 
 
 def generation(device: str, tiny: bool) -> list[dict[str, Any]]:
-    """Sampled answers from a cache, as in a rollout."""
+    """Sampled answers from a cache, as in a rollout; a CPU has no graphs, and repeats the same there."""
     vocab, count, new = (257, 4, 8) if tiny else (50304, 64, 128)
     net = build_model(model_config(tiny, position="rope"), vocab).to(device).eval()
     prompts = [list(range(1, 17)) for _ in range(count)]
     draws = streams(0, 0, count, new)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        took = seconds(lambda: sample_rollouts(net, prompts, draws, stop=0, new_tokens=new), device, 2)
-    return [{"rows": count, "tokens": new, "tokens/s": count * new / took}]
+    found = []
+    for graphs in (True, False):
+        token_steps.allow(graphs)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            took = seconds(lambda: sample_rollouts(net, prompts, draws, stop=0, new_tokens=new), device, 2)
+        found.append({"graphs": graphs, "rows": count, "tokens": new, "tokens/s": count * new / took})
+    token_steps.allow(True)
+    return found
 
 
 def shared(device: str, tiny: bool) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import Positive, Range, architectures, rule
 from ablatio.model.builder import ModelBuilder
-from ablatio.model.context import EncoderOutput, Record
+from ablatio.model.context import EncoderOutput
 from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.cross_entropy import Tie
 from ablatio.model.example import PADDING, Example, positions_in_documents
@@ -17,6 +17,7 @@ from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.matmul_backend import few_rows
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.records import Record
 from ablatio.model.stack import Stack
 
 WIDTH = 64  # of the keys of passages

@@ -12,13 +12,13 @@ from ablatio.config.kind_lists import shaping
 from ablatio.model.activation_checkpointing import Offloaded, Recomputed
 from ablatio.model.build import build_model
 from ablatio.model.builder import PartChoice
-from ablatio.model.context import Record
 from ablatio.model.cost.flops import head_flops, recomputed_flops
 from ablatio.model.cost.memory import memory_of
 from ablatio.model.cost.parameters import measure
 from ablatio.model.language_model import LanguageModel, loss_of
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import tune
+from ablatio.model.records import Record
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ablatio.errors import EnvironmentFault
+from ablatio.model.decoding.token_steps import graphs_for
 from ablatio.training.device import WIDE, Machine, cores, multiply_with_onednn, onednn_is_faster
 
 EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
@@ -43,6 +44,14 @@ def test_matmul_precision_is_reset_for_a_narrow_model(monkeypatch, restore_threa
     Machine("cpu", "32", 1).prepare(WIDE)
     Machine("cpu", "32", 1).prepare(WIDE - 1)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_cuda_graphs_are_taken_unless_a_run_forbids_them(restore_threads):
+    """Also in a run that was trained before there was the setting."""
+    trainer, cuda = {"device": "cpu", "precision": "32", "threads": 1}, torch.device("cuda", 0)
+    for setting, taken in (({"cuda_graphs": False}, False), ({}, True)):
+        Machine.choose(trainer | setting).prepare(WIDE - 1)
+        assert (graphs_for(cuda) is not None) == taken
 
 
 def test_onednn_is_rejected_if_it_rounds_to_bfloat16(monkeypatch, restore_threads):

@@ -178,6 +178,9 @@ class Trainer:
     flex_attention: Annotated[
         bool, "on a GPU, compute documents, windows, alibi, softcap and sinks in long rows by FlexAttention"
     ] = False
+    cuda_graphs: Annotated[
+        bool, "on a GPU, launch all kernels of a decoded token at once, where the parts of the model allow it"
+    ] = True
     progress: Annotated[bool, "show a progress bar"] = True
 
 

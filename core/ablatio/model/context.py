@@ -1,6 +1,6 @@
 """Context of one forward pass, shared by all layers: positions, mask, position bias, cache."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -9,55 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio.model.example import SHARED, positions_in_documents
+from ablatio.model.example import SHARED, positions_after
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.number_format import precise
 from ablatio.model.position_bias import Bias, bias_of
+from ablatio.model.records import Record, Store
+from ablatio.model.static_cache import HiddenLength, NotStaticError, StaticCache
 
 MaskKind = Literal["causal", "full"]
 T = TypeVar("T")
-
-
-class Record:
-    """Auxiliary outputs of the layers of one pass, by name; values under the same name are summed over layers.
-
-    losses    scalars that are added to the training loss
-    measures  numbers for the log
-    further   collects the states (B, T, D) of siblings of the last layer; None: the siblings are not computed
-    further_caches  the cache of each sibling, when a text is decoded; None: no cache
-
-    Neither a dataclass nor a mapping: torch's fully_shard copies those when they hold tensors with a gradient, and all
-    layers write into this one.
-    """
-
-    __slots__ = ("further", "further_caches", "losses", "measures")
-
-    def __init__(self, further: list[Tensor] | None = None, further_caches: "Sequence[KVCache] | None" = None) -> None:
-        self.losses: dict[str, Tensor] = {}
-        self.measures: dict[str, Tensor] = {}
-        self.further, self.further_caches = further, further_caches
-
-
-class Store:
-    """Values that one layer leaves for others, by key; no mapping, for the same reason as Record."""
-
-    __slots__ = ("values",)
-
-    def __init__(self) -> None:
-        self.values: dict[Hashable, Any] = {}
-
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value of `key`; the first to ask makes it."""
-        if key not in self.values:
-            self.values[key] = make()
-        found: T = self.values[key]
-        return found
-
-    def copy(self) -> "Store":
-        """Another store with the same values."""
-        copied = Store()
-        copied.values.update(self.values)
-        return copied
 
 
 @dataclass(slots=True)
@@ -93,6 +53,8 @@ class Context:
     tokens                  (B, T): ids of the new tokens; None for embeddings that belong to no token
     cross                   context of the cross-attention, in a decoder that has an encoder
     tree                    (T, T): True where a new token sees another, if they are a tree of continuations of one text
+    filled                  (1,): number of cached tokens in a static step, whose keys are the whole buffers of the
+                            cache: those after the new token are hidden; `past` and `key_length` cannot be read
     """
 
     mask: MaskKind
@@ -112,6 +74,7 @@ class Context:
     tree: Tensor | None = None
     virtual: int = 0
     tokens: Tensor | None = None
+    filled: Tensor | None = None
     record: Record = field(default_factory=Record)
     _shared: Store = field(default_factory=Store)
     _passed_on: Store = field(default_factory=Store)
@@ -124,7 +87,14 @@ class Context:
     @property
     def key_length(self) -> int:
         """Number S of keys."""
+        if self.filled is not None:
+            raise NotStaticError("the host reads the number of keys")
         return self.k_pos.shape[-1]
+
+    @property
+    def begins(self) -> bool:
+        """True if no token is cached."""
+        return self.filled is None and self.past == 0
 
     @property
     def bias(self) -> Tensor | None:
@@ -135,7 +105,7 @@ class Context:
     def is_causal(self) -> bool:
         """True if the plain causal mask is exact: no bias, one document, no prefix, empty cache."""
         plain = self.logit_bias is None and self.segments is None and self.opened is None and self.tree is None
-        return self.mask == "causal" and plain and self.past == 0
+        return self.mask == "causal" and plain and self.begins
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a scalar to the training loss, in nats per target (it is multiplied by the number of targets)."""
@@ -230,7 +200,7 @@ class Context:
     def with_position(self, position: Any, dtype: torch.dtype) -> "Context":
         """Return the context of the layers that have another position encoding."""
         bias, prepared, prepared_keys = _of_position(
-            position, self.q_pos, self.k_pos, self.key_segments, self.past, dtype
+            position, self.q_pos, self.k_pos, self.key_segments, self.past, dtype, self.filled
         )
         return replace(
             self, position=position, logit_bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared=Store()
@@ -252,6 +222,8 @@ class Context:
         device, rows = self.q_pos.device, None
         if self.tree is not None:
             rows = F.pad(self.tree, (self.past, 0), value=True)
+        elif self.filled is not None:
+            rows = torch.arange(self.k_pos.shape[-1], device=device) <= self.filled[:, None]  # (1, S)
         elif self.mask == "causal" and self.length > 1:
             q = torch.arange(self.past, self.past + self.length, device=device)
             rows = q[:, None] >= torch.arange(self.key_length, device=device)
@@ -292,6 +264,8 @@ def make_context(
     Positions are counted within each document, so a packed document gives the same output as alone.  In a tree of
     continuations, the position of a token is that in its own continuation.
     """
+    if isinstance(cache, StaticCache):
+        return _static_context(tokens, position, mask, cache, dtype, memory, record or Record())
     past, length, device = cache.length if cache is not None else 0, tokens.shape[1], tokens.device
     key_segments = segments
     if cache is not None and (segments is not None or cache.segments is not None):
@@ -307,7 +281,7 @@ def make_context(
     if tree is not None:  # depth of each token: number of its ancestors
         one_document = torch.cat([one_document[:past], past + tree.sum(1) - 1])
     virtual = cache.virtual if cache is not None else 0
-    k_pos = one_document if key_segments is None else _positions(key_segments, virtual)
+    k_pos = one_document if key_segments is None else positions_after(key_segments, virtual)
     if virtual and opened is not None:
         opened = F.pad(opened, (past, 0), value=True)  # virtual tokens are visible to all
     q_pos, record = k_pos[..., past : past + length], record or Record()
@@ -319,17 +293,47 @@ def make_context(
     )  # fmt: skip
 
 
+def _static_context(
+    tokens: Tensor,
+    position: Any,
+    mask: MaskKind,
+    cache: StaticCache,
+    dtype: torch.dtype,
+    memory: EncoderOutput | None,
+    record: Record,
+) -> Context:
+    """Build the context of one token for each row, (B, 1), which follows those in `cache`: the same for each token."""
+    filled, key_segments = cache.filled, cache.segments
+    q_pos = cache.k_pos.index_select(-1, filled)
+    segments = None if key_segments is None else key_segments.index_select(1, filled)
+    past: Any = HiddenLength()
+    bias, prepared, prepared_keys = _of_position(position, q_pos, cache.k_pos, key_segments, past, dtype, filled)
+    cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
+    return Context(
+        mask, q_pos, cache.k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys,
+        cross=cross, virtual=cache.virtual, tokens=tokens, record=record, filled=filled,
+    )  # fmt: skip
+
+
 def _of_position(
-    position: Any, q_pos: Tensor, k_pos: Tensor, key_segments: Tensor | None, past: int, dtype: torch.dtype
+    position: Any,
+    q_pos: Tensor,
+    k_pos: Tensor,
+    key_segments: Tensor | None,
+    past: int,
+    dtype: torch.dtype,
+    filled: Tensor | None = None,
 ) -> tuple[Bias | None, Any, Any]:
     """(bias on the logits, what `rotate` gets for queries, and for cached keys) of a position encoding."""
     bias = bias_of(position, q_pos, k_pos, dtype) if hasattr(position, "bias") else None
     if not hasattr(position, "prepare"):
         return bias, None, None
     late, dtype = getattr(position, "rotates_cached_keys", False), precise(dtype)
-    seen = _lengths(k_pos, key_segments) if late else k_pos.new_full((), k_pos.shape[-1])
-    prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
-    return bias, prepared, position.prepare(k_pos, dtype, seen) if late else None
+    seen = _lengths(k_pos, key_segments, filled) if late else k_pos.new_full((), k_pos.shape[-1])
+    own = seen
+    if seen.dim():
+        own = seen[..., past:] if filled is None else seen.index_select(-1, filled)
+    return bias, position.prepare(q_pos, dtype, own), position.prepare(k_pos, dtype, seen) if late else None
 
 
 def _cross(
@@ -347,18 +351,14 @@ def _cross(
     return Context("full", q_pos, k_pos, 0, None, segments, key_segments, cache, memory=memory.states, record=record)
 
 
-def _lengths(k_pos: Tensor, segments: Tensor | None) -> Tensor:
-    """Length of each token's document: (B, S), or () if there is one document."""
+def _lengths(k_pos: Tensor, segments: Tensor | None, filled: Tensor | None) -> Tensor:
+    """Length of each token's document, of the tokens that are there: (B, S), or () if there is one document."""
     if segments is None:
-        return k_pos.new_full((), k_pos.shape[-1])
+        return k_pos.new_full((), k_pos.shape[-1]) if filled is None else filled[0] + 1
     same = (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
+    if filled is not None:
+        same = same & (torch.arange(k_pos.shape[-1], device=k_pos.device) <= filled)
     return same.sum(-1)
-
-
-def _positions(segments: Tensor, virtual: int) -> Tensor:
-    """Positions within the documents, each of which starts after the virtual tokens: (B, S)."""
-    found = positions_in_documents(segments)
-    return found + virtual * (segments != SHARED) if virtual else found
 
 
 def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -> Tensor:

@@ -132,6 +132,12 @@ def positions_in_documents(segments: Tensor) -> Tensor:
     return torch.zeros_like(counted).scatter(1, order, counted)
 
 
+def positions_after(segments: Tensor, virtual: int) -> Tensor:
+    """Positions within the documents (B, S), each of which starts after the virtual tokens: (B, S)."""
+    found = positions_in_documents(segments)
+    return found + virtual * (segments != SHARED) if virtual else found
+
+
 class Loss(NamedTuple):
     """Loss of one batch.
 

@@ -23,9 +23,11 @@ class KVCache:
     stores  True if a second pass over the same tokens would add their keys once more
     later   tokens after the new ones whose keys and values `update` returns, too: those that other devices compute
     room    tokens for which a buffer is made at once, if it is known how long the texts will be
+    filled  (1,): number of cached tokens on the device, in a StaticCache; None: buffers grow, and the host counts
     """
 
     stores, later = True, 0
+    filled: Tensor | None = None
     later_segments: Tensor | None = None  # (B, later)
 
     def __init__(self, room: int = 0) -> None:
@@ -36,6 +38,7 @@ class KVCache:
         self.tokens: Tensor | None = None  # (B, S) ids so far, of a model that looks at them again
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._states: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._windows: dict[int, int] = {}  # tokens of the window of each layer that keeps no others
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new keys and values of `layer` and return all of them: (B, H_kv, S, d_head) each."""
@@ -65,6 +68,7 @@ class KVCache:
             k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)  # (B, H_kv, S, d_head)
             index = torch.cat([old[2], index], dim=1)
         if first is None:
+            self._windows[layer] = window
             self.keep(layer, k[:, :, -window:].clone(), v[:, :, -window:].clone(), index[:, -window:].clone())
             return k, v, index
         wanted = (index >= end - window) | (index[:, :, None] == first[:, None]).any(-1)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.context import EncoderOutput, MaskKind, Record
+from ablatio.model.context import EncoderOutput, MaskKind
 from ablatio.model.cross_entropy import Tie, linear_cross_entropy, scored_rows, token_scores
 from ablatio.model.dims import Side
 from ablatio.model.example import Example, Joined, Loss, joined
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.matmul_backend import few_rows
 from ablatio.model.ranks import ranks
+from ablatio.model.records import Record
 from ablatio.model.stack import Stack
 
 if TYPE_CHECKING:

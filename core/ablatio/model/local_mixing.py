@@ -17,15 +17,14 @@ class Rows:
     """The tokens of a pass sorted by document, so that a recurrence can reset its state between documents.
 
     documents  (B, T)  document ids of the sorted tokens; None if each row is one document
-    before     (B, n)  document ids of the tokens in the cache, or None
     """
 
     def __init__(self, ctx: Context) -> None:
-        self.documents, self.before, self.order = ctx.segments, None, None
+        self.documents, self.order, self._decoded = ctx.segments, None, None
         if ctx.segments is None or ctx.key_segments is None:
             return
         if ctx.cache is not None:  # decoding: tokens arrive in order, so there is nothing to sort
-            self.before = ctx.key_segments[:, : ctx.past]
+            self._decoded = ctx
             return
         self.order = ctx.segments.argsort(dim=1, stable=True)  # a document may be split into several segments of a row
         self.back = self.order.argsort(dim=1)
@@ -35,6 +34,17 @@ class Rows:
     def of(cls, ctx: Context) -> "Rows":
         """The Rows of a pass, made once for all layers."""
         return ctx.shared("rows", lambda: cls(ctx))
+
+    def before(self, count: int) -> Tensor | None:
+        """Documents of the last `count` tokens in the cache, or of as many as it has: (B, n); None: it has none."""
+        ctx = self._decoded
+        if ctx is None or ctx.key_segments is None or ctx.begins:
+            return None
+        if ctx.filled is None:
+            return ctx.key_segments[:, max(0, ctx.past - count) : ctx.past]
+        # Of fewer tokens the first is repeated: as many are returned for each token.
+        places = ctx.filled + torch.arange(-count, 0, device=ctx.filled.device)
+        return ctx.key_segments.index_select(1, places.clamp(min=0))
 
     def sorted(self, x: Tensor) -> Tensor:
         """Sort the tokens of x by document.  (B, ..., T, F) -> same."""
@@ -48,7 +58,8 @@ class Rows:
         """True for tokens whose document differs from that of the token before them: (B, T), or (1, T) of False."""
         if self.documents is None:
             return torch.zeros(1, length, dtype=torch.bool, device=device)
-        before = self.documents[:, :1] if self.before is None or not self.before.shape[1] else self.before[:, -1:]
+        before = self.before(1)
+        before = self.documents[:, :1] if before is None else before
         return self.documents != torch.cat([before, self.documents[:, :-1]], dim=1)
 
 
@@ -99,7 +110,8 @@ class ShortConv(nn.Module):
             past = x.new_zeros(len(x), reach, x.shape[2])
         inputs, same = torch.cat([past.to(x.dtype), x], dim=1), None  # (B, reach + T, D)
         if rows.documents is not None:
-            before = rows.documents[:, :0] if rows.before is None or reach == 0 else rows.before[:, -reach:]
+            before = rows.before(reach)
+            before = rows.documents[:, :0] if before is None else before
             documents = F.pad(torch.cat([before, rows.documents], dim=1), (reach - before.shape[1], 0))
             same = documents.unfold(1, length, 1).mT == rows.documents[..., None]  # (B, T, width), the oldest first
         y = x * self.weight[0]

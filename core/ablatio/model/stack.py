@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.context import Context, EncoderOutput, MaskKind, Record, make_context
+from ablatio.model.context import Context, EncoderOutput, MaskKind, make_context
 from ablatio.model.cross_entropy import Tie
 from ablatio.model.dims import Side
 from ablatio.model.kv_cache import KVCache, RecordingCache, VirtualTokensCache
+from ablatio.model.records import Record
 
 if TYPE_CHECKING:
     from ablatio.model.builder import ModelBuilder
@@ -117,7 +118,8 @@ class Stack(nn.Module):
         tree (T, T)      True where a token sees another: the tokens are a tree of continuations of the cached text
         """
         # Virtual tokens are computed anew in each pass, as they are trained; a filled cache already holds them.
-        if self.virtual is not None and (cache is None or cache.length == 0):
+        static = cache is not None and cache.filled is not None
+        if self.virtual is not None and not static and (cache is None or cache.length == 0):
             virtual = VirtualTokensCache(self.virtual(self))
             cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, W)
@@ -223,7 +225,8 @@ class Stack(nn.Module):
 
         dtype  of the embeddings; the other arguments are those of `forward`
         """
-        length = tokens.shape[1] + (cache.length if cache is not None else 0)
+        static = cache is not None and cache.filled is not None  # whose room was asked for once
+        length = tokens.shape[1] + (cache.length if cache is not None and not static else 0)
         if not self._supports(length):
             raise UserError(
                 f"the text has {length} tokens, but this model's position supports at most model.max_len="

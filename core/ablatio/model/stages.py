@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.context import Context, Record
+from ablatio.model.context import Context
 from ablatio.model.example import Example, Loss, joined
 from ablatio.model.language_model import total_weight
+from ablatio.model.records import Record
 from ablatio.model.strategy import Pass
 
 Place = tuple[nn.Module, str]

@@ -10,8 +10,21 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torch.func import functional_call
 
+from ablatio.model.decoding.cuda_graph import Step
 from ablatio.registry.registry import PartSpec, Registry
 from ablatio.training.scheduled_settings import on_groups
+
+
+class Unreplayed:
+    """In place of CUDA graphs: a step is run where a graph would be replayed."""
+
+    def __call__(self, step: Step, tokens: Tensor) -> Step:
+        """What replays the step."""
+        return step
+
+    def eager(self, step: Step, tokens: Tensor) -> Tensor:
+        """Run the step."""
+        return step(tokens)
 
 
 def label(part: PartSpec) -> str:

@@ -14,6 +14,7 @@ import torch
 from ablatio.data.workers import available_cores
 from ablatio.errors import EnvironmentFault
 from ablatio.model import flex_attention
+from ablatio.model.decoding import token_steps
 from ablatio.registry.kinds.launch_types import GPU_RUNS
 from ablatio.training.rank_environment import Place
 
@@ -36,12 +37,14 @@ class Machine:
                products in 16 bits (autocast), weights and optimizer state in float32
     threads    threads of torch on the CPU
     flex_attention  whether attention may take FlexAttention on a GPU
+    cuda_graphs     whether decoding may replay CUDA graphs on a GPU
     """
 
     device: str
     precision: str
     threads: int
     flex_attention: bool = False
+    cuda_graphs: bool = True
 
     @classmethod
     def choose(cls, trainer: Mapping[str, Any], place: Place | None = None) -> "Machine":
@@ -74,12 +77,14 @@ class Machine:
                 f"parts of its results unset\n    try: trainer.threads={most}"
             )
         each = threads or max(1, cores() // (place.local_world if place else 1))
-        return cls(device, precision, each, trainer.get("flex_attention", False))
+        flex, graphs = trainer.get("flex_attention", False), trainer.get("cuda_graphs", True)
+        return cls(device, precision, each, flex, graphs)
 
     def prepare(self, width: int) -> None:
         """Apply these settings to torch, for a model with d_model = `width`."""
         torch.set_num_threads(self.threads)
         flex_attention.allow(self.flex_attention)
+        token_steps.allow(self.cuda_graphs)
         # Set explicitly for each run: a sweep forks its runs from a process that may have timed a wider model before.
         # Of a run in 16 bits, float32 products are those of 16-bit numbers and running sums: TF32 adds up in float32.
         rounded = self.device == "cuda" and self.precision != "32"

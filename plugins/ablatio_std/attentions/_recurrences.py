@@ -44,7 +44,7 @@ class HeadDecay:
 
     def __init__(self, length: int, log_decay: Tensor, rows: Rows) -> None:
         self.within, self.chunks = [], []
-        log_decay, carried = log_decay.expand(*log_decay.shape[:2], length), _before(rows)
+        log_decay, carried = log_decay.expand(*log_decay.shape[:2], length), rows.before(1)
         for begin in range(0, length, CHUNK):
             part = slice(begin, min(begin + CHUNK, length))
             width = part.stop - begin
@@ -102,7 +102,7 @@ class ChannelDecay:
             documents[:, length:] = rows.documents[:, -1:]
             documents = documents.unflatten(1, (-1, size))  # (B, N, C)
             self.same = (documents[..., :, None] == documents[..., None, :])[:, None]  # (B, 1, N, C, C)
-            first = _before(rows)
+            first = rows.before(1)
             carried = torch.cat([documents[:, 0, :1] if first is None else first, documents[:, :-1, -1]], dim=1)
             start = start * (documents == carried[..., None])[:, None, ..., None]
             end = end * self.same[..., -1, :, None]
@@ -148,11 +148,6 @@ class ChannelDecay:
 def _after(logs: Tensor) -> Tensor:
     """Sum of logs (..., C, F) over the tokens after t."""
     return F.pad(logs[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)
-
-
-def _before(rows: Rows) -> Tensor | None:
-    """Document of the last cached token, (B, 1), or None."""
-    return None if rows.before is None or not rows.before.shape[1] else rows.before[:, -1:]
 
 
 def decays(length: int, log_decay: Tensor, rows: Rows) -> Any:

@@ -103,7 +103,7 @@ class Windowed(Patterned):
         k, v, index = ctx.cache.update_window(self.layer, k, v, self.window, first)
         view = self.view(ctx)
         # No key was dropped yet: the view of the whole text fits.
-        if index.shape[1] == ctx.key_length:
+        if index.shape[1] == ctx.k_pos.shape[-1]:
             return q, k, v, view
         assert isinstance(view, AttentionView)
         return q, k, v, ctx.shared(("cached view", self.pattern), lambda: view.take(index))

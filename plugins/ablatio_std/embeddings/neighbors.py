@@ -23,7 +23,8 @@ def earlier_ids(tokens: Tensor, count: int, ctx: Context) -> list[Tensor]:
         ctx.cache.keep(STATE, inputs[:, length:])
     found = [inputs[:, count - i : count - i + length] for i in range(1, count + 1)]
     if rows.documents is not None:
-        before = rows.documents[:, :0] if rows.before is None else rows.before[:, -count:]
+        before = rows.before(count)
+        before = rows.documents[:, :0] if before is None else before
         documents = F.pad(torch.cat([before, rows.documents], dim=1), (count - before.shape[1], 0))
         same = (documents[:, count - i : count - i + length] == rows.documents for i in range(1, count + 1))
         found = [ids.masked_fill(~mask, NONE) for ids, mask in zip(found, same, strict=True)]

@@ -106,7 +106,9 @@ class Cope(nn.Module):
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         # Keys are flipped, last first, so that counts from t back to s are cumulative sums.
-        gates = (q / math.sqrt(q.shape[-1]) @ k.flip(2).mT).sigmoid() * self._counted(q_pos, q.shape[2], k.shape[2])
+        gates = (q / math.sqrt(q.shape[-1]) @ k.flip(2).mT).sigmoid() * self._counted(
+            q_pos, k_pos, q.shape[2], k.shape[2]
+        )
         # At least float32: a sum of many gates in bfloat16 stops growing at 256.
         count = gates.cumsum(-1, dtype=torch.promote_types(q.dtype, torch.float32))
         count = count.clamp(max=len(self.table.weight) - 1)  # (B, H, T, S)
@@ -117,13 +119,16 @@ class Cope(nn.Module):
         score = torch.addcmul(at_integers.gather(-1, index), count.frac().to(step.dtype), step.gather(-1, index))
         return score.flip(-1).to(q.dtype)
 
-    def _counted(self, q_pos: Tensor, queries: int, keys: int) -> Tensor:
-        """True for keys of the query's document up to the query: (T, S) or (B, 1, T, S), the last key first.
+    def _counted(self, q_pos: Tensor, k_pos: Tensor, queries: int, keys: int) -> Tensor:
+        """True for keys of the query's document up to the query: (1, T, S) or (B, 1, T, S), the last key first.
 
-        The queries are the last of the keys, and q_pos is the number of earlier tokens in a query's document.
+        Several queries are the last of the keys.  After a single one there may be keys of tokens to come, which
+        continue its document.  q_pos is the number of earlier tokens in a query's document.
         """
         index = torch.arange(keys - queries, keys, device=q_pos.device)
-        distance = index[:, None] - torch.arange(keys, device=q_pos.device).flip(0)  # (T, S)
+        index = index if queries > 1 else index - (k_pos[..., -1:] - q_pos)
+        place = torch.arange(keys, device=q_pos.device).flip(0)
+        distance = (index[..., :, None] - place).unsqueeze(-3)  # (1, T, S) or (B, 1, T, S)
         return (distance >= 0) & (distance <= q_pos[..., :, None].unsqueeze(-3))
 
 

@@ -10,8 +10,8 @@ from helpers.attention_loops import WIDTH, D, H, context, made
 from helpers.support import model_config
 
 from ablatio.model.build import build_model
-from ablatio.model.context import Store
 from ablatio.model.kv_cache import KVCache
+from ablatio.model.records import Store
 
 LONG = 150  # more than two chunks
 KNOBS = {"mamba": {"state": 5, "rank": 2}, "mamba2": {"state": 5}, "gla": {"rank": 2}, "rwkv7": {"rank": 2}}

@@ -32,7 +32,7 @@ class Reach(NamedTuple):
 
         It is no gain on a GPU, in compiled code, without gradients, and in short texts.
         """
-        plain = ctx.mask == "causal" and ctx.past == 0 and ctx.opened is None and ctx.memory is None
+        plain = ctx.mask == "causal" and ctx.begins and ctx.opened is None and ctx.memory is None
         least = LEAST_TRAINED if ctx.bias is not None and ctx.bias.requires_grad else LEAST
         if not plain or ctx.q_pos.device.type != "cpu" or ctx.length < least or torch.compiler.is_compiling():
             return None

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ablatio.model.builder import ModelBuilder
-from ablatio.model.context import Record
 from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.on_meta import on_meta
 from ablatio.model.peft.apply import trains_all, tune
+from ablatio.model.records import Record
 from ablatio.registry.kinds import checkpointings
 
 FEW = 2  # layers, or segments of them, on which recomputation is counted

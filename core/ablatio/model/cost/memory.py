@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ablatio.errors import UserError
 from ablatio.model.activation_checkpointing import observed_storage
 from ablatio.model.builder import ModelBuilder, PartChoice
-from ablatio.model.context import Record
 from ablatio.model.cost.meta_tensors import ReadAsOne
 from ablatio.model.cost.parameters import example_of
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.on_meta import on_meta
 from ablatio.model.parameter_roles import ParameterGroup, Role, groups_by_role
+from ablatio.model.records import Record
 from ablatio.model.stack import Stack
 from ablatio.registry import kinds
 

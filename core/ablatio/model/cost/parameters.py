@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ablatio.model.builder import ModelBuilder, PartChoice
-from ablatio.model.context import Record
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.on_meta import on_meta
 from ablatio.model.parameter_roles import describe, named_generator
+from ablatio.model.records import Record
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
 from ablatio.registry.value_schedules import settled

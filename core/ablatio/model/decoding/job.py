@@ -90,9 +90,12 @@ class DecodingJob:
     seed: int = 1
     streams: Sequence[int] | None = None
 
-    def open(self, model: Any = None) -> Texts:
-        """Read the prompts and return the texts to continue, by default with the first model."""
-        return Texts(self.model if model is None else model, self.prompts)
+    def open(self, model: Any = None, *, new_tokens: int = 0) -> Texts:
+        """Read the prompts and return the texts to continue, by default with the first model.
+
+        new_tokens  the most that `extend` will append, where nothing else appends or takes back; 0: unknown
+        """
+        return Texts(self.model if model is None else model, self.prompts, new_tokens)
 
     @property
     def second_model(self) -> Any:

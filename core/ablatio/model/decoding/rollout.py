@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio.model.decoding.logits import LogitsProcessors
+from ablatio.model.decoding.token_steps import TokenSteps
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.number_format import casts_kept
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.ranks import ranks
+from ablatio.model.static_cache import rounded_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +180,12 @@ def _decode(
     device = next(model.parameters()).device
     count, (read, segments) = len(prompts) * group, _padded(prompts, device)
     # The last token is drawn and not read.
-    cache = KVCache(room=read.shape[1] + new_tokens - 1)
-    logits = model.read(read, segments, cache)
+    steps = TokenSteps(model, KVCache(rounded_room(read.shape[1] + new_tokens - 1)), new_tokens - 1)
+    logits = model.read(read, segments, steps.cache)
     text = read if segments is None else read.masked_fill(segments == PADDING, PADDING)  # (rows, P), with the answers
     if group > 1:  # each prompt was encoded once; all its answers continue from copies of its cache
         siblings = torch.arange(len(prompts), device=device).repeat_interleave(group)
-        cache.select(siblings)
+        steps.select(siblings)
         logits, text = logits[siblings], text[siblings]
     found = _SampledTokens(count, new_tokens, device)
     numbers = None if draws is None else draws.T.contiguous()  # (new_tokens, rows)
@@ -202,11 +204,11 @@ def _decode(
             if left <= 0.75 * len(running):  # copying the cache costs less than further steps on finished rows
                 keep = running.nonzero()[:, 0]
                 found.select(keep)
-                cache.select(keep)
+                steps.select(keep)
                 numbers = None if numbers is None else numbers[:, keep]
                 chosen, running, text = chosen[keep], running[keep], text[keep]
         if t + 1 < new_tokens:
-            logits = model.extend(chosen[:, None], cache)
+            logits = steps.extend(chosen)
             text = torch.cat([text, chosen[:, None]], dim=1) if processors is not None else text
     return found.taken()
 

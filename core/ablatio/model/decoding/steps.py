@@ -65,7 +65,8 @@ def token_by_token(
 
     texts  the opened prompts, if they are not those of the job's model alone
     """
-    texts = job.open() if texts is None else texts
+    # The last token is drawn and not read.
+    texts = job.open(new_tokens=max(0, job.ending.new_tokens - 1)) if texts is None else texts
     tails = tails_of(job.ending, len(job.prompts))
     found: dict[int, Continuation] = {}
     if job.ending.new_tokens == 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ablatio.errors import UserError
+from ablatio.model.decoding.token_steps import TokenSteps
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import CacheMark, KVCache
 from ablatio.model.matmul_backend import few_rows
@@ -31,9 +32,12 @@ class Texts:
     logits (R, V)  of the next token of each text, float32
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
-        """Read the prompts.  Raises UserError if one of them is empty, longer than the context or has unknown ids."""
-        self.model, self.cache = model, KVCache()
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], new_tokens: int = 0) -> None:
+        """Read the prompts.  Raises UserError if one of them is empty, longer than the context or has unknown ids.
+
+        new_tokens  the most that `extend` will append, where nothing else appends or takes back; 0: unknown
+        """
+        self.model, self.steps = model, TokenSteps(model, KVCache(), new_tokens)
         device = next(model.parameters()).device
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         different = list(places)  # each is read once, however often it occurs
@@ -46,6 +50,11 @@ class Texts:
         self.logits = model.read(self.tokens.clamp(min=0), segments, self.cache).float()
         if len(different) < len(prompts):
             self.select(torch.tensor([places[tuple(p)] for p in prompts], device=device))
+
+    @property
+    def cache(self) -> KVCache:
+        """Keys, values and states of all layers."""
+        return self.steps.cache
 
     @property
     def full(self) -> bool:
@@ -64,7 +73,7 @@ class Texts:
 
     def extend(self, tokens: Tensor) -> None:
         """Append one token to each text: (R,)."""
-        self.logits = self.model.extend(tokens[:, None], self.cache).float()
+        self.logits = self.steps.extend(tokens).float()
         self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=1)
 
     def extend_by(self, tokens: Tensor) -> Tensor:
@@ -94,7 +103,7 @@ class Texts:
 
     def select(self, rows: Tensor) -> None:
         """Keep the texts `rows` (N,), in this order; a text may occur several times."""
-        self.cache.select(rows)
+        self.steps.select(rows)
         self.tokens, self.logits = self.tokens[rows], self.logits[rows]
 
 

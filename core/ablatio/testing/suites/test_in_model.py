@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.model.cost.parameters import measure
+from ablatio.model.decoding import token_steps
 from ablatio.model.decoding.shared_prefix import answer_states
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
@@ -79,6 +80,22 @@ def test_cached_decoding_is_the_full_pass(part: PartSpec) -> None:
         logits.append(net(tokens[:, start : start + length], cache=cache))
         start += length
     checks.near(part, torch.cat(logits, dim=1), net(tokens), "decoding with the KV cache and the full pass", EXACT)
+
+
+@torch.no_grad()
+def test_replayed_decoding_is_the_full_pass(part: PartSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the check of the first token lets a GPU replay as a CUDA graph gives the logits of all later tokens."""
+    _causal(part)
+    if not tiny_models.attention_facts(part)["caches"]:
+        pytest.skip("its attention keeps no cache (caches = False)")
+    monkeypatch.setattr(token_steps, "graphs_for", lambda device: checks.Unreplayed())
+    net, tokens = _model(part), tiny_models.tokens(length=6 + token_steps.LEAST)
+    steps = token_steps.TokenSteps(net, KVCache(), token_steps.LEAST)
+    logits = [net(tokens[:, :6], cache=steps.cache)[:, -1]]
+    logits += [steps.extend(column) for column in tokens[:, 6:].unbind(1)]
+    if steps.refused:
+        pytest.skip(f"its steps are not replayed: {steps.refused}")
+    checks.near(part, torch.stack(logits, dim=1), net(tokens)[:, 5:], "replayed decoding and the full pass", EXACT)
 
 
 def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: PartSpec) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ablatio.model.context import Store
+from ablatio.model.records import Store
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts
 from ablatio.testing.observe import isolated
