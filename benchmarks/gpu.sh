@@ -1,5 +1,5 @@
 #!/bin/sh
-# What one card shows, in under ten minutes: correctness first, then speed.  Results are files in $OUT.
+# What one card shows, in under nine minutes: correctness first, then speed.  Results are files in $OUT.
 #
 #   sh benchmarks/gpu.sh                 on a machine with a CUDA card; OUT=gpu-results by default
 #   sh benchmarks/gpu.sh --tiny          the same steps on a CPU, in tiny sizes: does every line run?
@@ -31,11 +31,11 @@ step() { # name, limit in seconds, script and its arguments
 : >"$OUT/steps.txt"
 step parts 90 gpu_correct.py parts || failed=1
 step kernels 50 gpu_correct.py kernels || failed=1
-step graphs 50 gpu_correct.py graphs || failed=1
-step runs 80 gpu_correct.py runs || failed=1
-step step 120 gpu_speed.py step
-step attention 80 gpu_speed.py attention
-step generation 60 gpu_speed.py generation
-step shared 60 gpu_speed.py shared
+step graphs 45 gpu_correct.py graphs || failed=1
+step runs 75 gpu_correct.py runs || failed=1
+step step 110 gpu_speed.py step
+step attention 60 gpu_speed.py attention
+step generation 55 gpu_speed.py generation
+step shared 50 gpu_speed.py shared
 echo "results in $OUT"
 exit $failed

@@ -194,7 +194,7 @@ def generation(device: str, tiny: bool) -> list[dict[str, Any]]:
         with torch.autocast(device, dtype=torch.bfloat16):
             took = seconds(lambda: sample_rollouts(net, prompts, draws, stop=0, new_tokens=new), device, 2)
         found.append({"graphs": graphs, "rows": count, "tokens": new, "tokens/s": count * new / took})
-    token_steps.allow(True)
+    token_steps.allow(False)
     return found
 
 

@@ -258,11 +258,11 @@ def test_compiled_layers_are_refused(graphs: Graphs) -> None:
 
 def test_where_graphs_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    assert token_steps.graphs_for(cpu) is None and token_steps.graphs_for(cuda) is CudaGraph
-    token_steps.allow(False)
+    assert token_steps.graphs_for(cuda) is None  # by default
+    token_steps.allow(True)
     try:
+        assert token_steps.graphs_for(cpu) is None and token_steps.graphs_for(cuda) is CudaGraph
+        monkeypatch.setattr(token_steps, "ranks", lambda: SimpleNamespace(world=2))
         assert token_steps.graphs_for(cuda) is None
     finally:
-        token_steps.allow(True)
-    monkeypatch.setattr(token_steps, "ranks", lambda: SimpleNamespace(world=2))
-    assert token_steps.graphs_for(cuda) is None
+        token_steps.allow(False)

@@ -46,10 +46,10 @@ def test_matmul_precision_is_reset_for_a_narrow_model(monkeypatch, restore_threa
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_cuda_graphs_are_taken_unless_a_run_forbids_them(restore_threads):
+def test_cuda_graphs_are_taken_where_a_run_asks_for_them(restore_threads):
     """Also in a run that was trained before there was the setting."""
     trainer, cuda = {"device": "cpu", "precision": "32", "threads": 1}, torch.device("cuda", 0)
-    for setting, taken in (({"cuda_graphs": False}, False), ({}, True)):
+    for setting, taken in (({"cuda_graphs": True}, True), ({}, False)):
         Machine.choose(trainer | setting).prepare(WIDE - 1)
         assert (graphs_for(cuda) is not None) == taken
 

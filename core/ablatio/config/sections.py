@@ -180,7 +180,7 @@ class Trainer:
     ] = False
     cuda_graphs: Annotated[
         bool, "on a GPU, launch all kernels of a decoded token at once, where the parts of the model allow it"
-    ] = True
+    ] = False
     progress: Annotated[bool, "show a progress bar"] = True
 
 

@@ -44,7 +44,7 @@ class Machine:
     precision: str
     threads: int
     flex_attention: bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
 
     @classmethod
     def choose(cls, trainer: Mapping[str, Any], place: Place | None = None) -> "Machine":
@@ -77,7 +77,7 @@ class Machine:
                 f"parts of its results unset\n    try: trainer.threads={most}"
             )
         each = threads or max(1, cores() // (place.local_world if place else 1))
-        flex, graphs = trainer.get("flex_attention", False), trainer.get("cuda_graphs", True)
+        flex, graphs = trainer.get("flex_attention", False), trainer.get("cuda_graphs", False)
         return cls(device, precision, each, flex, graphs)
 
     def prepare(self, width: int) -> None:
