@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from helpers.threads import one_thread_in_fork
+
 
 def run(
     arguments: Sequence[str],
@@ -84,6 +86,7 @@ def become(arguments: list[str], environment: dict[str, str], cwd: str, streams:
     sys.path[:] = ["", *added, *path]
     for name in [name for name in sys.modules if name.partition(".")[0] in ("ablatio", "ablatio_std", "helpers")]:
         del sys.modules[name]
+    one_thread_in_fork()
     code = 0
     try:
         _execute(arguments)
