@@ -1,18 +1,21 @@
 """Options and fixtures for all tests: one thread per process, and a cache that the next test run reuses."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import selection
+from helpers import selection, warm_python
 from helpers.plugin_sites import new_site, site  # noqa: F401  (fixtures)
 from helpers.small_text import small_text
 from helpers.threads import one_thread, one_thread_in_fork
 
 from ablatio.data.workers import available_cores
+from ablatio.registry import catalogue
 from ablatio.storage.collector import collect_in_training, collect_seldom
 
 collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
@@ -20,6 +23,7 @@ collect_ignore = ["helpers"]  # plugins in there have suites of their own, which
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of processes that tests start wait without using a core
+catalogue.subprocess = SimpleNamespace(run=warm_python.scan, TimeoutExpired=subprocess.TimeoutExpired)
 collect_seldom()  # while all test modules are imported
 
 
