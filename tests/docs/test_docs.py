@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import warm_pools, warm_ranks
+from helpers import warm_ranks
 from helpers.doc_pages import DOCS, LANGUAGES, Reader, blocks, pages
 
 from ablatio.registry import discovery, rules
@@ -38,7 +38,6 @@ def read(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
     warm_ranks.use(monkeypatch)
-    warm_pools.use(monkeypatch)
     reader = Reader(folder)
     with taken_back():
         for block in blocks(page):

@@ -1,17 +1,23 @@
-"""Servers of pools that studies of this process start, each a fork of a server that has imported Lightning already."""
+"""Servers of pools that studies of this process start, each a fork of a server that has imported Lightning already.
+
+Importing the fixture into a conftest or a file of tests is using it.
+"""
 
 import io
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import reduction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import warm_python
 from helpers.threads import one_thread_in_fork
+
+_PID = os.getpid()
 
 
 class WarmSpawn:
@@ -55,15 +61,17 @@ def _begin(handed: Handed) -> None:
     target(*args)
 
 
-def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pools of this process start their servers in this way, where they would spawn them, until the test ends."""
+@pytest.fixture(autouse=True, scope="module")
+def warm_pools() -> Iterator[None]:
+    """Pools of this process start their servers in this way, where they would spawn them."""
     from ablatio_std.launchers import pool
 
-    class Contexts:
-        Process = multiprocessing.Process
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pool, "multiprocessing", SimpleNamespace(get_context=_context))
+        yield
 
-        @staticmethod
-        def get_context(method: str) -> Any:
-            return WarmSpawn if method == "spawn" else multiprocessing.get_context(method)
 
-    monkeypatch.setattr(pool, "multiprocessing", Contexts)
+def _context(method: str) -> Any:
+    # A fork of this process may not ask the warm server, which is no child of it.
+    warm = method == "spawn" and os.getpid() == _PID
+    return WarmSpawn if warm else multiprocessing.get_context(method)
