@@ -1,37 +1,33 @@
 """Options and fixtures for all tests: one thread per process, and a cache that the next test run reuses."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import selection
+from helpers import selection, warm_python
 from helpers.plugin_sites import new_site, site  # noqa: F401  (fixtures)
 from helpers.small_text import small_text
+from helpers.threads import one_thread, one_thread_in_fork
 
 from ablatio.data.workers import available_cores
+from ablatio.registry import catalogue
 from ablatio.storage.collector import collect_in_training, collect_seldom
 
 collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of processes that tests start wait without using a core
+catalogue.subprocess = SimpleNamespace(run=warm_python.scan, TimeoutExpired=subprocess.TimeoutExpired)
 collect_seldom()  # while all test modules are imported
 
 
-def one_thread() -> None:
-    """Let torch compute with one thread, whatever number is asked for."""
-    if torch := sys.modules.get("torch"):
-        set_threads = torch.set_num_threads
-        torch.set_num_threads = lambda number: set_threads(1)
-        set_threads(1)
-
-
-# Runs are forked from test processes (helpers/runs.py).  If one of these has computed with two threads, the second is
-# missing in the child, which would wait for it for ever.
-os.register_at_fork(after_in_child=one_thread)
+os.register_at_fork(after_in_child=one_thread_in_fork)  # runs are forked from test processes (helpers/runs.py)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +56,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_finish() -> None:
     collect_in_training()
+    one_thread()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -83,7 +80,7 @@ def reset_global_state() -> Iterator[None]:
     if torch := sys.modules.get("torch"):
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
-        torch.set_num_threads(1)
+        one_thread()
     for key in ("CC", "CXX"):
         os.environ.pop(key, None)
     os.environ.update(compilers)

@@ -2,6 +2,7 @@
 
 import pytest
 from helpers.runs import TINY
+from helpers.warm_pools import warm_pools  # noqa: F401  (fixture)
 
 import ablatio
 

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -91,8 +90,7 @@ def test_readme_demo_run_is_up_to_date(tmp_path: Path) -> None:
     """Settings are equal; losses to 5 %, as the number of threads changes their rounding; speeds may differ."""
     block = re.search(r"```text\n\$ ablatio (train experiment=demo [^\n]*)\n(.*?)```", README, re.S)
     assert block
-    command = [sys.executable, "-m", "ablatio.cli", *shlex.split(block[1])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = warm_python.run(["-m", "ablatio.cli", *shlex.split(block[1])], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
     def settings(text: str) -> list[str]:

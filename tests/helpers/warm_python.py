@@ -21,6 +21,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from helpers.threads import one_thread_in_fork
+
+OURS = ("ablatio", "ablatio_std", "helpers")
+SCAN = {"input", "env", "capture_output", "text", "timeout", "check"}  # what the scan of plugins asks for
+_PID = os.getpid()
+
 
 def run(
     arguments: Sequence[str],
@@ -34,15 +40,39 @@ def run(
 
     arguments  -m MODULE, -c CODE, - (code from `input`) or FILE, and those of the program
     """
+    return _finished(server(), arguments, env, cwd, input, timeout, path_of_python())
+
+
+def scan(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """What the catalogue of parts asks of subprocess.run, in the process that imported this module; else the real one.
+
+    A fork of it may not ask the server, which is no child of it.
+    """
+    if os.getpid() != _PID:
+        return subprocess.run(command, **options)
+    return run(command[1:], env=options["env"], input=options["input"], timeout=options["timeout"])
+
+
+def _finished(
+    context: Any,
+    arguments: Sequence[str],
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    text: str,
+    timeout: float,
+    path: list[str],
+    kept: frozenset[str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "in").write_text(input, encoding="utf-8")
-        place = (dict(os.environ if env is None else env), str(cwd or Path.cwd()), name, path_of_python())
-        process = server().Process(target=become, args=(list(arguments), *place))
+        (folder / "in").write_text(text, encoding="utf-8")
+        place = (dict(os.environ if env is None else env), str(cwd or Path.cwd()), name, path, kept)
+        process = context.Process(target=become, args=(list(arguments), *place))
         process.start()
         process.join(timeout)
         if process.is_alive():
             process.kill()
+            process.join()
             raise subprocess.TimeoutExpired([*arguments], timeout)
         out, err = (folder / stream for stream in ("out", "err"))
         assert process.exitcode is not None
@@ -67,8 +97,18 @@ def path_of_python() -> list[str]:
     return list(json.loads(done.stdout))
 
 
-def become(arguments: list[str], environment: dict[str, str], cwd: str, streams: str, path: list[str]) -> None:
-    """Run the program as the main module, and end the process with its exit code."""
+def become(
+    arguments: list[str],
+    environment: dict[str, str],
+    cwd: str,
+    streams: str,
+    path: list[str],
+    kept: frozenset[str] | None = None,
+) -> None:
+    """Run the program as the main module, and end the process with its exit code.
+
+    kept  modules that stay imported; None: all but those of ablatio and of the tests
+    """
     for number, name in enumerate(("in", "out", "err")):
         file = os.open(Path(streams, name), os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
@@ -82,8 +122,14 @@ def become(arguments: list[str], environment: dict[str, str], cwd: str, streams:
     os.chdir(cwd)
     added = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:] = ["", *added, *path]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("ablatio", "ablatio_std", "helpers")]:
+    if kept is None:
+        kept = frozenset(name for name in sys.modules if name.partition(".")[0] not in OURS)
+    else:
+        atexit._clear()  # else it would tidy up for the process that it is a fork of
+    for name in sys.modules.keys() - kept:
         del sys.modules[name]
+    subprocess.run = functools.partial(_run_in_fork, subprocess.run, kept, path)  # type: ignore[assignment]
+    one_thread_in_fork()
     code = 0
     try:
         _execute(arguments)
@@ -99,6 +145,16 @@ def become(arguments: list[str], environment: dict[str, str], cwd: str, streams:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _run_in_fork(
+    real: Any, kept: frozenset[str], path: list[str], command: Any, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """subprocess.run; of Python code with an input, as the scan of plugins is, in a fork of this process."""
+    if command[:2] != [sys.executable, "-c"] or options.keys() != SCAN:
+        return real(command, **options)  # type: ignore[no-any-return]
+    context = multiprocessing.get_context("fork")
+    return _finished(context, command[1:], options["env"], None, options["input"], options["timeout"], path, kept)
 
 
 def _execute(arguments: list[str]) -> None:

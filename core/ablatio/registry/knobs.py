@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ablatio.errors import did_you_mean
@@ -226,7 +226,7 @@ class Knob:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the catalogue; an infinite bound becomes null."""
-        data = {k: v for k, v in asdict(self).items() if k not in ("range",)}
+        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "range"}
         if self.range:
             r = self.range
             # JSON has no infinity.

@@ -145,8 +145,9 @@ class PartSpec:
 
 def refuse_another_description(listed: PartSpec, found: PartSpec) -> None:
     """Raise EnvironmentFault if the catalogue, a file that others may write, describes a part unlike its source."""
+    ours, theirs = found.to_json(), listed.to_json()
     for what in ("module", "qualname", "wiring", "knobs", "facts"):
-        first, second = (json.dumps(part.to_json().get(what), sort_keys=True) for part in (listed, found))
+        first, second = (json.dumps(part.get(what), sort_keys=True) for part in (theirs, ours))
         if first != second:
             folder = cache_root() / "catalogue"
             # The next command scans anew; what a file of others said of code is not used a second time.

@@ -26,7 +26,7 @@ from ablatio.testing import tiny_models
 WORLD, STEPS, BATCHES, ROWS = 2, 3, 2, 4
 WAIT = 240.0  # seconds for a process to come or to answer: on two cores with a load of 17, importing torch took over 60
 TENSORS = "tensors.safetensors"
-PRELOADED = ["lightning.pytorch", "torch.distributed.fsdp"]
+PRELOADED = ["lightning.pytorch", "torch.distributed.fsdp", "torch.distributed.pipelining", "hydra"]
 
 
 @dataclass(frozen=True, slots=True)
