@@ -1,18 +1,31 @@
-"""Speed of tokenizing a corpus: ours against `map` of datasets, the same tokenizer on the same text, MB/s a core.
+"""Speed of tokenizing a corpus: ours, `map` of datasets and datatrove, one tokenizer on one text, MB/s a core.
 
     python benchmarks/data.py [--megabytes 20] [--workers 1] [--turns 5] [--json FILE]
 
-Text is made once: State of the Union messages, with the words of each document in a new order. Both read the same
-Parquet file, encode each document with the same byte-level BPE of 2048 ids, and write the tokens to disk: ours as two
-memory-mapped streams with digests, in its cache; datasets as Arrow, by `map(batched=True)` with tokenizers'
-`encode_batch` on the same `num_proc`. They take turns (A B A B ...), each in a process of its own; time is the CPU time
-of that process and its workers after the imports, and the ratio is the median over the turns of theirs / ours. `--only
-ours` prepares the text and prints time and peak memory, for large corpora: `--megabytes 10000 --only ours`.
+Text is made once: State of the Union messages, with the words of each document in a new order. All read the same
+Parquet files (one per worker), encode each document with the same byte-level BPE of 2048 ids, which opens it with the
+end-of-document token, and write the tokens of two bytes and the places of the documents to disk:
+
+    ours       two memory-mapped streams with digests, in its cache
+    datasets   Arrow, by `map(batched=True)` with tokenizers' `encode_batch` on as many processes
+    datatrove  ParquetReader and DocumentTokenizer in a LocalPipelineExecutor with one task per file; its default, to
+               shuffle the documents and copy the tokens a second time, is left out, since nobody else does it
+
+All else is their default; batches of 4 to 10,000 documents change the time of either by less than a tenth. Each process
+encodes in one thread (TOKENIZERS_PARALLELISM=false), since threads that share a core make the peers slower. Contenders
+take turns (A B C A B C ...), each in a process of its own; time is the CPU time of that process and its workers after
+the imports, and a ratio is the median over the turns of theirs / ours. What was written is read back and must be the
+same: as many documents, and each id as often. `--only ours` prepares the text and prints time and peak memory, for
+large corpora: `--megabytes 10000 --only ours`.
 """
 
 import argparse
+import contextlib
+import hashlib
 import importlib
+import itertools
 import json
+import os
 import random
 import resource
 import statistics
@@ -20,11 +33,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 PIECE = 4000  # characters of a document
+VOCABULARY = 2048
+
+Written = tuple[int, Iterable[Any]]  # number of documents, and all ids that were written, in arrays
 
 
 def documents(megabytes: float) -> Iterator[str]:
@@ -43,46 +59,48 @@ def documents(megabytes: float) -> Iterator[str]:
         yield piece
 
 
-def write(folder: Path, megabytes: float) -> int:
-    """Write the documents as Parquet and a trained tokenizer; return their bytes."""
+def write(folder: Path, megabytes: float, files: int) -> int:
+    """Write the documents as Parquet `files` and a trained tokenizer; return their bytes."""
     import pyarrow
     import pyarrow.parquet
 
     from ablatio import sources, tokenizers
 
     size, schema = 0, pyarrow.schema([("text", pyarrow.string())])
-    with pyarrow.parquet.ParquetWriter(folder / "text.parquet", schema) as target:
-        batch: list[str] = []
-        for text in documents(megabytes):
-            size += len(text.encode())
-            batch.append(text)
-            if len(batch) == 1000:
-                target.write_table(pyarrow.table({"text": batch}, schema=schema))
-                batch = []
-        target.write_table(pyarrow.table({"text": batch}, schema=schema))
-    made: Any = tokenizers.build("bpe", {"vocab_size": 2048})
+    (folder / "text").mkdir()
+    with contextlib.ExitStack() as opened:
+        names = [folder / "text" / f"{number:05d}.parquet" for number in range(files)]
+        targets = [opened.enter_context(pyarrow.parquet.ParquetWriter(name, schema)) for name in names]
+        texts = documents(megabytes)
+        for target in itertools.cycle(targets):
+            if not (batch := list(itertools.islice(texts, 1000))):
+                break
+            size += sum(len(text.encode()) for text in batch)
+            target.write_table(pyarrow.table({"text": batch}, schema=schema))
+    made: Any = tokenizers.build("bpe", {"vocab_size": VOCABULARY})
     made.train(document.text for document in sources.build("sotu", {"since": 1980}).documents())
     made.fast("<end>").save(str(folder / "tokenizer.json"))
     (folder / "state.json").write_text(made.state())
     return size
 
 
-def ours(folder: Path, out: Path, workers: int) -> int:
-    """Prepare the corpus in an empty cache; return the number of tokens."""
+def ours(folder: Path, out: Path, workers: int) -> Callable[[], Written]:
+    """Prepare the corpus in an empty cache; return what reads it back."""
     from ablatio import sources, tokenizers
     from ablatio.data.corpus import prepare
     from ablatio.data.shards import Resources
 
-    made: Any = tokenizers.build("bpe", {"vocab_size": 2048})
+    made: Any = tokenizers.build("bpe", {"vocab_size": VOCABULARY})
     made.restore((folder / "state.json").read_text())
     made.trained = False
-    source: Any = sources.build("parquet", {"path": str(folder / "text.parquet")})
+    source: Any = sources.build("parquet", {"path": str(folder / "text")})
     corpus = prepare(source, made, "bpe", out, 0.02, Resources(workers))
-    return sum(corpus.counts[split]["tokens"] for split in ("train", "validation"))
+    number = len(corpus.train_starts) + len(corpus.validation_starts)
+    return lambda: (number, (corpus.train, corpus.validation))
 
 
-def theirs(folder: Path, out: Path, workers: int) -> int:
-    """The same with datasets' `map`; return the number of tokens."""
+def by_datasets(folder: Path, out: Path, workers: int) -> Callable[[], Written]:
+    """The same with datasets' `map`."""
     import datasets
     import tokenizers
 
@@ -92,33 +110,83 @@ def theirs(folder: Path, out: Path, workers: int) -> int:
     def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
         return {"ids": [found.ids for found in model.encode_batch(batch["text"])]}
 
-    data = datasets.Dataset.from_parquet(str(folder / "text.parquet"), cache_dir=str(out))
-    features = datasets.Features({"ids": datasets.Sequence(datasets.Value("uint16"))})
+    files = [str(file) for file in sorted((folder / "text").iterdir())]
+    data = datasets.Dataset.from_parquet(files, cache_dir=str(out))
     made = data.map(
-        encode, batched=True, remove_columns=["text"], features=features, num_proc=workers if workers > 1 else None
-    )
-    return sum(len(row) for row in made.with_format("arrow")["ids"])
+        encode, batched=True, remove_columns=["text"],
+        features=datasets.Features({"ids": datasets.Sequence(datasets.Value("uint16"))}),
+        num_proc=workers if workers > 1 else None,
+    )  # fmt: skip
+    return lambda: (len(made), (rows["ids"].combine_chunks().values for rows in made.with_format("arrow").iter(1000)))
 
 
-def run(who: str, folder: Path, workers: int) -> dict[str, float]:
-    """One turn in a process of its own: seconds on the clock, CPU seconds, tokens, peak MiB of a process."""
+def by_datatrove(folder: Path, out: Path, workers: int) -> Callable[[], Written]:
+    """The same with datatrove's DocumentTokenizer."""
+    import numpy as np
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    steps = [
+        ParquetReader(str(folder / "text")),
+        DocumentTokenizer(str(out / "tokens"), str(folder / "tokenizer.json"), shuffle_documents=False),
+    ]
+    # Forked, since the CPU time of a fork server's processes would not be counted.
+    LocalPipelineExecutor(
+        steps, tasks=workers, workers=workers, logging_dir=str(out / "logs"), start_method="fork"
+    ).run()
+
+    def written() -> Written:
+        found = [file for file in sorted((out / "tokens").glob("*.ds")) if file.stat().st_size]
+        number = sum(file.with_name(file.name + ".index").stat().st_size // 8 for file in found)
+        return number, (np.memmap(file, dtype=np.uint16, mode="r") for file in found)
+
+    return written
+
+
+CONTENDERS = {
+    "ours": (ours, "ablatio.data.corpus"),
+    "datasets": (by_datasets, "datasets"),
+    "datatrove": (by_datatrove, "datatrove.pipeline.tokens"),
+}
+
+
+def run(who: str, folder: Path, workers: int) -> dict[str, Any]:
+    """One turn in a process of its own: seconds on the clock, CPU seconds, what was written, peak MiB of a process."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--child", who, str(folder), out, "--workers", str(workers)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{who}: {done.stderr}")
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
 
 def child(who: str, folder: Path, out: Path, workers: int) -> None:
-    """Do the work; print its times without imports, its tokens, and the peak memory of the process and of a worker."""
-    importlib.import_module({"ours": "ablatio.data.corpus", "datasets": "datasets"}[who])
+    """Do the work; print its times without imports, what it wrote, and peak MiB of the process and of a worker."""
+    import numpy as np
+
+    work, module = CONTENDERS[who]
+    importlib.import_module(module)
     both, begin = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN), time.perf_counter()
     before = sum(resource.getrusage(of).ru_utime + resource.getrusage(of).ru_stime for of in both)
-    tokens = {"ours": ours, "datasets": theirs}[who](folder, out, workers)
+    written = work(folder, out, workers)
     cpu = sum(resource.getrusage(of).ru_utime + resource.getrusage(of).ru_stime for of in both) - before
     peak, worker = (resource.getrusage(of).ru_maxrss / 1024 for of in both)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "tokens": tokens, "peak": peak, "worker_peak": worker}))
+    number, arrays = written()
+    often = np.zeros(VOCABULARY, dtype=np.int64)
+    for ids in arrays:
+        for start in range(0, len(ids), 1 << 20):
+            often += np.bincount(ids[start : start + (1 << 20)], minlength=VOCABULARY)
+    print(
+        json.dumps({
+            "seconds": seconds, "cpu": cpu, "documents": number, "tokens": int(often.sum()),
+            "ids": hashlib.sha256(often.tobytes()).hexdigest(),
+            "peak": peak, "worker_peak": worker,
+        })
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -127,7 +195,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--only", choices=("ours", "datasets"))
+    parser.add_argument("--only", choices=tuple(CONTENDERS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -135,20 +203,26 @@ def main() -> None:
         child(args.child[0], Path(args.child[1]), Path(args.child[2]), args.workers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        size = write(Path(folder), args.megabytes)
-        names = (args.only,) if args.only else ("ours", "datasets")
+        size = write(Path(folder), args.megabytes, args.workers)
+        names = (args.only,) if args.only else tuple(CONTENDERS)
         turns = [{name: run(name, Path(folder), args.workers) for name in names} for _ in range(args.turns)]
-    found: dict[str, Any] = {"megabytes": size / 1e6, "workers": args.workers, "turns": args.turns}
+    counted = [{key: made[key] for key in ("documents", "tokens", "ids")} for turn in turns for made in turn.values()]
+    if any(other != counted[0] for other in counted):
+        raise SystemExit(f"not the same tokens: {dict(zip(names, counted, strict=False))}")
+    found: dict[str, Any] = {"megabytes": size / 1e6, "workers": args.workers, "turns": args.turns, **counted[0]}
+    del found["ids"]
     for name in names:
-        middle = {key: statistics.median(turn[name][key] for turn in turns) for key in turns[0][name]}
+        keys = ("seconds", "cpu", "peak", "worker_peak")
+        middle = {key: statistics.median(turn[name][key] for turn in turns) for key in keys}
         found[name] = middle | {"mb_per_cpu_second": size / 1e6 / middle["cpu"]}
         print(
             f"{name:<9} {found[name]['mb_per_cpu_second']:6.2f} MB per CPU second, {middle['seconds']:7.1f} s, "
-            f"{middle['tokens']:,.0f} tokens, peak {middle['peak']:.0f} MiB, worker {middle['worker_peak']:.0f} MiB"
+            f"{found['tokens']:,} tokens, peak {middle['peak']:.0f} MiB, worker {middle['worker_peak']:.0f} MiB"
         )
-    if len(names) == 2:
-        found["ratio"] = statistics.median(turn["datasets"]["cpu"] / turn["ours"]["cpu"] for turn in turns)
-        print(f"datasets / ours, CPU time: {found['ratio']:.2f}")
+    for name in names[1:]:
+        ratios = [turn[name]["cpu"] / turn["ours"]["cpu"] for turn in turns]
+        found[f"{name} / ours"] = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        print(f"{name} / ours, CPU time: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

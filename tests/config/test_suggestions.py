@@ -154,6 +154,7 @@ def test_names_of_peft_are_those_of_the_chosen_method() -> None:
         ("task=dpo", "there is no `dpo`, which is an option of alignment; there are"),
         ("schedule.min_lr=1e-5", "is a share of optimizer.lr: schedule.final=0.1"),
         ("layers.0.attention=none", r"layers.at.attention=\{0:OPTION\}"),
+        ("stabilizer.clip.zzz=1", "there is no `zzz`; there are max_norm"),
     ],
 )
 def test_what_belongs_to_another_part_says_to_which(override: str, said: str) -> None:

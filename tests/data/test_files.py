@@ -75,6 +75,8 @@ def test_shards_of_a_web_dataset(tmp_path: Path, mode: Any) -> None:
     assert read("webdataset", tmp_path) == TEXTS[:10]
     with pytest.raises(UserError, match=r"no column 'cap'; expected one of its columns: txt, png, json"):
         read("webdataset", tmp_path, column="cap")
+    with pytest.raises(UserError, match=r"try: source\.column=json"):
+        read("webdataset", tmp_path, column="jsno")
 
 
 def test_many_files_by_a_list_of_paths(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ablatio.data.batches import TrainBatches
 from ablatio.data.mixtures import Draws, MixedBatches
 from ablatio.data.order import EasiestFirst, RowPlan, WindowOrder, uniforms
 from ablatio.data.splits import hash_split
-from ablatio.errors import ConfigError
+from ablatio.errors import ConfigError, UserError
 
 SHARES = np.array([0.6, 0.3, 0.1])
 LENGTH = 8
@@ -224,7 +224,9 @@ def test_training_text_is_cleared_of_the_held_out_text_of_other_sources(tmp_path
         (["mixture=weights"], "draws from several sources, and source=sotu is one"),
         (["source=several", "source.of=[sotu,mqar]", "mixture=weights", "mixture.weights=[1]"], "has 1 shares, and"),
         (["source=several", "source.of=[sotu,mqar]", "mixture=weights", "mixture.weights=[0.5,0.4]"], "sum to 0.9"),
-        (["curriculum=skills"], "changes the shares of several sources, and no mixture is chosen"),
+        (["source=several", "curriculum=skills", "curriculum.order=[gsm_symbolic]"], "try: mixture=proportional"),
+        (["curriculum=skills"], "changes the shares of several sources, and source=sotu is one"),
+        (["source=several", "mixture=weights", "mixture.weights={sotu:1}"], "list of float, got {"),
         (["task=sft", "source=gsm_symbolic", "curriculum=stages"], "are not drawn by a curriculum"),
         (["task=sft", "source=gsm_symbolic", "filter=[pii]"], "filters read documents"),
     ],
@@ -232,6 +234,26 @@ def test_training_text_is_cleared_of_the_held_out_text_of_other_sources(tmp_path
 def test_refused_before_any_data_is_read(settings, said):
     with pytest.raises(ConfigError, match=said):
         compose_run(settings)
+
+
+def test_evaluate_scores_each_source_as_the_run_did(of, tmp_path, capsys):
+    """On the rows of the run; with overlapping rows, too, but not while it learns from one text."""
+    import ablatio
+    from ablatio.cli.evaluate import run as evaluate
+
+    summary, folder = run(tmp_path / "run", of, "mixture=weights"), tmp_path / "run"
+    own = {f"{score}/{name}" for score in ("loss", "bpb") for name in ("vowels", "digits")}
+    found = ablatio.open_run(folder).evaluate(tokens=256)
+    assert {key: found[key] for key in own} == {key: summary[f"val/{key}"] for key in own}
+    assert evaluate([str(folder), "--stride", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # Every token is scored with more text before it.
+    strided = [float(line.split()[1]) for line in lines if line.startswith(("  vowels ", "  digits "))]
+    plain = ablatio.open_run(folder).evaluate()
+    assert strided == pytest.approx([plain["loss/vowels"], plain["loss/digits"]], abs=0.2)
+    assert strided != pytest.approx([plain["loss/vowels"], plain["loss/digits"]], abs=1e-6)
+    with pytest.raises(UserError, match="learns from one held-out text, and this run has those of vowels, digits"):
+        ablatio.open_run(folder).evaluate(adapt=0.1)
 
 
 def test_proxies_learn_and_find_shares_that_are_kept(of, tmp_path, monkeypatch):

@@ -66,6 +66,21 @@ def test_layers_benchmark_measures_the_stack_against_a_plain_loop(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_data_benchmark_finds_the_same_tokens_with_all_contenders(tmp_path, workers):
+    """The benchmark itself compares what each contender wrote: documents, and how often each id."""
+    found = tmp_path / "data.json"
+    options = ["--megabytes", "1", "--turns", "1", "--workers", str(workers), "--json", found]
+    run = subprocess.run(
+        [sys.executable, BENCHMARKS / "data.py", *options], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    made = json.loads(found.read_text())
+    assert made["documents"] >= 250 and made["tokens"] > 250_000
+    assert all(made[f"{peer} / ours"]["ratio"] > 0 for peer in ("datasets", "datatrove"))
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of trl
 @pytest.mark.oracle("task=preference", "trl's DPOTrainer, step by step")
 @pytest.mark.oracle("task=sft", "trl's SFTTrainer, step by step")

@@ -1,6 +1,7 @@
 """What filters and mixtures did, in report.md and on the page; a damaged record leaves the report whole."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,28 @@ def test_tables_and_curves(tmp_path: Path) -> None:
     assert found["filters"][0][1:] == (
         "web", "pii", "2,000", "1,500", "7", "90,000", "too much personal data: 500, email: 9",
     )  # fmt: skip
-    assert found["sources"][0][1:] == ("web", "31.00%", "30.00%", "1.00%", "12,345", "1.25", "1.2500")
+    n = len(findings.rows[0].arm.runs)
+    assert n > 1 and found["sources"][0][1:] == (
+        "web", str(n), "31.00%", "30.00%", f"{0.01 / math.sqrt(n):.2%}", "12,345", "1.25", "1.2500", "0.0000",
+    )  # fmt: skip
     text = markdown_text(findings)
     assert "## What filters dropped" in text and "## Rows of each source" in text
     assert r"to \<EMAIL\> \| & \<b\>" in text or "&lt;EMAIL" in text  # escaped for a table
     assert "val/loss/web" in {curve["name"] for curve in content(findings)["curves"]}
     assert "too much personal data" in page_text(findings)
+
+
+def test_sources_are_means_over_the_runs_of_an_arm(tmp_path: Path) -> None:
+    findings = report(tmp_path, {}, {"web": DRAWN})
+    one, two, *others = findings.rows[0].arm.runs
+    for run, share, error, bits in ((one, 0.28, 0.03, 1.0), (two, 0.34, 0.04, 1.5)):
+        summary = json.loads((run.folder / "summary.json").read_text())
+        summary |= {"sources": {"web": DRAWN | {"share": share, "error": error, "tokens": 100}}, "val/bpb/web": bits}
+        (run.folder / "summary.json").write_text(json.dumps(summary))
+    for run in others:
+        (run.folder / "summary.json").write_text("{}")
+    row = next(row for row in data_tables(findings)["sources"] if row[0] == findings.rows[0].arm.name)
+    assert row[1:] == ("web", "2", "31.00%", "30.00%", "2.50%", "100", "1.25", "1.2500", "0.3536")
 
 
 def test_tokenizers_are_compared_where_they_differ(tmp_path: Path) -> None:

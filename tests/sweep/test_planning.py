@@ -45,6 +45,12 @@ def test_equivalent_arms_are_one_job() -> None:
     [
         (["norm=layernorm,dyt", "norm.epps=1,2"], "did you mean eps"),
         (["position=alibi", "position.base=1,2"], "no arm has it; it is a knob of position="),
+        (["norm=layernorm,dyt", "norm.epps=1e-3"], "norm.epps: no arm has it: there is no `epps`; did you mean eps?"),
+        (["norm=layernorm,dyt", "norm.layernorm.eps=1e-3"], "norm.layernorm.eps: no arm has it"),
+        (["position=alibi,none", "position.base=500"], "no arm has it; it is a knob of position="),
+        (["stabilizer=[clip],[skip_step]", "stabilizer.spike_rewind.max_rewinds=3"], "spike_rewind is not chosen"),
+        (["design=random", "optimizer.lr=log(0.1,1)", "norm=layernorm,dyt", "norm.epps=1e-3"], "did you mean eps?"),
+        (["recipe=instructgpt", "stages.ppo.alignment=ppo,a2c", "stages.ppo.alignment.foo=1"], "there is no `foo`"),
         (["norm=layernorm,rmsnrom"], "did you mean rmsnorm"),
         (["norm=layernorm,rmsnorm", "norm.eps=abc"], "expected float"),
         (["norm=layernorm,rmsnorm", "plan=abc", "trails=3"], "plan: expected "),

@@ -7,7 +7,8 @@ import pytest
 from helpers.runs import TINY, ablatio, summary
 
 from ablatio import open_study
-from ablatio.errors import UserError
+from ablatio.api.adapter import Measures
+from ablatio.errors import ConfigError, UserError
 from ablatio.training.evaluation.values_file import VALUES, read_values
 
 EVAL = ("eval=[dyck]", "eval.dyck.items=12")
@@ -93,3 +94,9 @@ def test_a_study_is_measured_by_evaluations_alone(study: Path, tmp_path: Path) -
     for words, said in [([], "is measured by evaluations"), *given]:
         done = ablatio(["evaluate", str(study), *words], tmp_path / "log")
         assert done.code == 2 and said in done.err and "try: ablatio evaluate" in done.err
+
+
+def test_a_measure_that_does_not_exist_is_not_answered_with_a_command_that_trains() -> None:
+    with pytest.raises(ConfigError, match="did you mean accuracy") as caught:
+        Measures.of(["eval=[dyck]", "metric=[accurcy]"])
+    assert "ablatio train" not in str(caught.value)

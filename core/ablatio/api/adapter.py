@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatio.config.compose import Composed, compose_run
-from ablatio.errors import DamagedFile, EnvironmentFault, UserError
+from ablatio.errors import ConfigError, DamagedFile, EnvironmentFault, UserError
 from ablatio.storage.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
@@ -122,7 +122,11 @@ class Measures:
             )
         # The settings are checked in the config of a task that reads all of them; which task it is does not matter.
         reading = next(entry.name for entry in tasks if {*entry.facts["reads"]} >= {"decode", "prompt"})
-        config = composed([f"task={reading}", *overrides]).config
+        try:
+            config = composed([f"task={reading}", *overrides]).config
+        except ConfigError as error:
+            # Without the repaired command, which would train.
+            raise ConfigError(error.problems) from None
         chosen = {key: config.get(key) for key in MEASURES}
         if not chosen["eval"]:
             raise UserError("no evaluation is chosen\n    try: eval=[addition]; `ablatio list eval` shows all")

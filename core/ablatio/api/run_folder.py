@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatio.api import adapter
 from ablatio.api.frames import frame
+from ablatio.api.held_out import held_out_scores
 from ablatio.api.session import computing
 from ablatio.errors import UserError
 from ablatio.registry import kinds
@@ -228,9 +229,9 @@ class RunFolder:
                       learning rate (arXiv:1709.07432); the weights are put back afterwards
         adapter       name of a peft= method whose new weights `adapt` trains; null: the weights that the run trained
 
-        Returns the length, the scores of the run's task (`loss` in nats per token, `bpb` in bits per byte, ...), the
-        standard error of the loss and the number of tokens.  Raises UserError if the model does not support that
-        length.
+        Returns the length, the scores of the run's task (`loss` in nats per token, `bpb` in bits per byte, ...), those
+        of each source of a mixture (`loss/NAME`, `bpb/NAME`), the standard error of the loss and the number of tokens.
+        Raises UserError if the model does not support that length.
         """
         lengths = None if length is None else [length]
         # The last row is the quantized one if there is one, else the only one.
@@ -268,14 +269,14 @@ class RunFolder:
             refused: list[dict[str, Any]] = []
             for length in lengths or [run.length]:
                 try:
-                    rows.append(_scores(run, length, tokens, stride, adapt))
+                    rows.append(held_out_scores(run, length, tokens, stride, adapt))
                 except UserError as error:
                     # Only what is wrong: the advice below the first line is for a whole command.
                     refused.append({"length": length, "refused": str(error).split("\n")[0]})
             if quantization:
                 _quantize(run, quantization)
                 for row in list(rows):
-                    found = _scores(run, row["length"], tokens, stride, adapt)
+                    found = held_out_scores(run, row["length"], tokens, stride, adapt)
                     cost = {"cost": found["loss"] - row["loss"]} if "loss" in row else {}
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
@@ -367,31 +368,3 @@ def _add_adapter(run: "PreparedRun", name: str, adapt: float | None) -> None:
         raise UserError(f"--adapter {name} adds weights for test-time training, and no learning rate is given\n"
                         f"    try: --adapt 0.01 --adapter {name}")  # fmt: skip
     apply_peft(run.model, kinds.pefts.build(name), int(run.config["seed"]))
-
-
-def _scores(
-    run: "PreparedRun", length: int, tokens: int, stride: int | None, adapt: float | None = None
-) -> dict[str, Any]:
-    names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
-    batches = run.task.validation(length, tokens)
-    if stride is not None or adapt is not None:
-        from ablatio.data.batches import ValidationBatches
-        from ablatio.training.test_time import TrainedOnTheWay
-
-        if not isinstance(batches, ValidationBatches):
-            raise UserError(
-                f"task={run.config['task']['name']} scores whole conversations, not windows of a text\n"
-                "    try: a run with task=pretrain"
-            )
-        batches = batches if stride is None else batches.overlapping(stride)
-    if adapt is None:
-        found = run.score(batches)
-    else:
-        with TrainedOnTheWay(batches, run.model, run.task.objective, adapt) as trained_on:
-            found = run.score(trained_on)
-    return (
-        {"length": length}
-        | ({} if stride is None else {"stride": stride})
-        | ({} if adapt is None else {"adapt": adapt})
-        | {k: found[k] for k in (*names, "error", "tokens") if k in found}
-    )

@@ -209,11 +209,15 @@ def _together(args: argparse.Namespace) -> int:
 
 
 def _show_lengths(found: Sequence[dict[str, Any]]) -> None:
-    """Print a line for each length, then the refused ones."""
+    """Print a line for each length, with one for each source of a mixture below it, then the refused ones."""
     for row in (row for row in found if "refused" not in row):
-        shown = {k: v for k, v in row.items() if k not in ("length", "stride", "adapt", "quantization", *_UNTOLD)}
+        untold = ("length", "stride", "adapt", "quantization", *_UNTOLD)
+        shown = {k: v for k, v in row.items() if k not in untold and "/" not in k}
         told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
         print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
+        for source in dict.fromkeys(k.partition("/")[2] for k in row if "/" in k):
+            own = {k.partition("/")[0]: v for k, v in row.items() if k.partition("/")[2] == source}
+            print(f"  {source}  " + "  ".join(_told(k, v, "bpb" in own, None) for k, v in own.items()))
     for row in (row for row in found if "refused" in row):
         print(f"length {row['length']:>5}  refused: {row['refused']}")
 

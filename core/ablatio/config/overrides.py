@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from ablatio.config import presets, yaml_files
 from ablatio.config import problems as config_problems
 from ablatio.config import schema as run_config
-from ablatio.config.hydra_habits import spelled
+from ablatio.config.hydra_habits import knobs_of, spelled
 from ablatio.config.hydra_sources import groups
 from ablatio.config.suggestions import unknown_key
 from ablatio.config.words import key_of, quoted, with_quoted_schedules
@@ -160,7 +160,7 @@ def _knob_of_nothing(kind: str, key: str) -> Problem:
 
 
 def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> Problem | None:
-    """Problem of an override that sets a value: its key does not exist or was renamed; None if it is fine.
+    """Problem of an override that sets a value: no such key, renamed, or a mapping for a list; None if it is fine.
 
     tree: the composed config; options: the options of each group
     """
@@ -186,6 +186,10 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
                 return Problem(key, what, f"{path}={nearest}")
             return unknown_key(key, _swept(parsed), tree, options)
         node, path = node[part], f"{path}.{part}".lstrip(".")
+    if isinstance(node, list) and isinstance(value := parsed.value(), dict):  # Hydra cannot put one for the other
+        return next(
+            (found for knob in knobs_of(key) for found in config_problems.value_problems(key, knob, value)), None
+        )
     return None
 
 

@@ -278,9 +278,3 @@ rule(
     fix="curriculum=null",
     where="curriculum",
 )
-rule(
-    when="'shares' in facts.curriculum.uses and mixture is None",
-    why="curriculum={curriculum.name} changes the shares of several sources, and no mixture is chosen",
-    fix="curriculum=null",
-    where="curriculum",
-)

@@ -44,6 +44,8 @@ def unknown_key(key: str, value: str, tree: Mapping[str, Any], options: Mapping[
         return _problem(key, value, found)
     node = tree.get(first)
     if rest and isinstance(node, Mapping):
+        for part in rest.split(".")[:-1]:  # an option of a kind with several has its knobs one level deeper
+            node = inner if isinstance(inner := node.get(part), Mapping) else node
         known = sorted(k for k in node if k != "name")
         return Problem(key, f"there is no `{word}`; there are {', '.join(known) or 'none'}")
     known = sorted({k for k in tree if k not in ("hydra", "name")} | {g for g in options if "/" not in g})

@@ -197,6 +197,10 @@ class MixedValidation:
     def __len__(self) -> int:
         return sum(map(len, self.parts.values()))
 
+    def overlapping(self, stride: int) -> "MixedValidation":
+        """The same texts in rows that each begin `stride` tokens after the one before."""
+        return MixedValidation({name: part.overlapping(stride) for name, part in self.parts.items()})
+
     def __iter__(self) -> Iterator[Batch]:
         for part in self.parts.values():
             yield from (part[i] for i in range(len(part)))

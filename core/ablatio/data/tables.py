@@ -1,5 +1,6 @@
 """Tables of Arrow's formats (Parquet, Arrow files and streams), read batch by batch with bounded memory."""
 
+import difflib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,9 +74,10 @@ def _known(file: Path, columns: Sequence[str], names: Sequence[str]) -> list[str
 def no_column(place: Place, column: str, names: Sequence[str]) -> UserError:
     """Return the error for a column that a table lacks; it lists those that there are."""
     listed = ", ".join(names[:40]) or "none"
+    meant = next(iter([*difflib.get_close_matches(column, names, 1, 0.55), *names]), "")
     return invalid_data(
         place, f"there is no column {column!r}", f"one of its columns: {listed}",
-        f"source.column={names[0]}" if names else "",
+        f"source.column={meant}" if meant else "",
     )  # fmt: skip
 
 

@@ -150,7 +150,8 @@ class Knob:
         if self.length is None:
             return self._scalar_problem(value)
         if not isinstance(value, list | tuple):
-            return f"expected {self.type_text}, such as [{value}], got {value!r}"
+            example = "" if isinstance(value, dict) else f" such as [{value}],"
+            return f"expected {self.type_text},{example} got {value!r}"
         if self.length >= 0 and len(value) != self.length:
             return f"expected {self.length} values, got {len(value)}"
         return next((p for p in map(self._scalar_problem, value) if p), "")

@@ -13,6 +13,7 @@ from ablatio.config.compose_many import Composer, has, is_value
 from ablatio.config.grammar import parse
 from ablatio.config.hydra_sources import groups
 from ablatio.config.suggestions import unknown_key
+from ablatio.config.words import value_of
 from ablatio.errors import AblatioError, ConfigError, Problem
 from ablatio.registry.kinds.search_space import Arm
 from ablatio.registry.registry import REGISTRIES
@@ -52,7 +53,7 @@ class Cell:
 
 
 class Planner:
-    """Turns arms into checked cells; records refused arms, duplicates, and the axes that took effect."""
+    """Turns arms into checked cells; records refused arms, duplicates, and the settings that took effect."""
 
     def __init__(self, sweep: SweepRequest) -> None:
         self.sweep = sweep
@@ -78,9 +79,23 @@ class Planner:
             made += [cell] if cell else []
         if mistakes:
             raise ConfigError(by_problem(mistakes, total))
-        if unused := [axis.key for axis in self.sweep.axes if axis.key not in self.used]:
-            raise ConfigError([self._unused(key) for key in unused])
+        self.refuse_unused()
         return made
+
+    def refuse_unused(self) -> None:
+        """Raise ConfigError for axes and knobs that none of the arms so far has: they would change nothing."""
+        values = {axis.key: ",".join(axis.values) for axis in self.sweep.axes} | self._knobs()
+        if unused := [key for key in values if key not in self.used]:
+            raise ConfigError([self._unused(key, values[key]) for key in unused])
+
+    def refuse_unused_of_search(self) -> None:
+        """`refuse_unused` for a search, which does not list its arms: tries each option of each kind that varies."""
+        first = self.sweep.first
+        self.used |= {axis.key for axis in self.sweep.axes}
+        for axis in self.sweep.axes:
+            for value in axis.values if axis.key in REGISTRIES else ():
+                self.applicable({**first, axis.key: value})
+        self.refuse_unused()
 
     def cell(self, wish: Arm) -> Cell | None:
         """Return the cell of an arm; None if refused or equal to an earlier one.  Raises ConfigError for a mistake."""
@@ -115,17 +130,19 @@ class Planner:
         pairs = {key: f"{key}={value}" for key, value in wish.items()}
         shape = self.composer.tree([*shared, *(t for t in pairs.values() if not self._value_key(t))])
         if shape is None:  # only Hydra can compose it, and reports what is wrong
-            self.used |= pairs.keys()
+            self.used |= {*pairs, *self._knobs()}
             return wish, [*self.sweep.fixed, *pairs.values()]
-        varied = {axis.key.split(".")[0] for axis in self.sweep.axes} & REGISTRIES.keys()
-        kept = [
-            text
-            for text in self.sweep.fixed
-            if not (key := self._value_key(text)) or key.split(".")[0] not in varied or has(shape[0], key)
-        ]
+        dropped = {key for key in self._knobs() if not has(shape[0], key)}
+        kept = [text for text in self.sweep.fixed if self._value_key(text) not in dropped]
         arm = {k: v for k, v in wish.items() if not self._value_key(pairs[k]) or has(shape[0], k)}
-        self.used |= arm.keys()
+        self.used |= {*arm, *(self._knobs().keys() - dropped)}
         return arm, [*kept, *(pairs[key] for key in arm)]
+
+    def _knobs(self) -> dict[str, str]:
+        """{key: value} of the fixed knobs of kinds that vary, which some arms may not have."""
+        varied = {axis.key.split(".")[0] for axis in self.sweep.axes} & REGISTRIES.keys()
+        found = {key: value_of(text) for text in self.sweep.fixed if (key := self._value_key(text))}
+        return {key: value for key, value in found.items() if key.split(".")[0] in varied}
 
     @staticmethod
     def _value_key(text: str) -> str:
@@ -134,26 +151,30 @@ class Planner:
         own = parsed is not None and is_value(parsed) and parsed.key_or_group not in ORIGIN
         return parsed.key_or_group if parsed is not None and own else ""
 
-    def _unused(self, key: str) -> Problem:
-        """The problem of an axis that applies to no arm, with the nearest key that would."""
+    def _unused(self, key: str, values: str) -> Problem:
+        """The problem of an axis or a knob that applies to no arm, with the nearest key that would."""
         bare = split(key)[1]
         whose, section = key.removesuffix(bare), bare.split(".")[0]
         known = {f"{kind}.{k.name}" for kind, r in REGISTRIES.items() if r.in_run for e in r for k in e.knobs}
         known |= {f"{n}.{k.name}" for n, s in run_config.SECTIONS.items() for k in run_config.section_knobs(s)}
-        values = ",".join(next(a.values for a in self.sweep.axes if a.key == key))
         if bare in known:
             having = [e.name for e in REGISTRIES[section] if e.knob(bare.split(".", 1)[1])]
             why = f"no arm has it; it is a knob of {section}={', '.join(having)}"
             return Problem(key, why, f"{whose}{section}={having[0]}")
-        tree = self.composer.tree([text for text in self.sweep.fixed if not self._value_key(text)])
-        problem = unknown_key(bare, values, tree[0] if tree else {}, groups())
-        fix = f"{whose}{problem.fix}" if problem.fix and self._composes(whose, problem.fix) else ""
+        entries = REGISTRIES[section].entries if section in REGISTRIES else {}
+        options = [v for a in self.sweep.axes if a.key in (section, f"{whose}{section}") for v in a.values]
+        tree = (self.composer.tree([t for t in self.sweep.fixed if not self._value_key(t)]) or ({},))[0]
+        if theirs := {k.name: k.default for option in options if option in entries for k in entries[option].knobs}:
+            tree = {**tree, section: theirs}
+        problem = unknown_key(bare, values, tree, groups())
+        fix = f"{whose}{problem.fix}" if problem.fix and self._composes(whose, key, problem.fix) else ""
         return Problem(key, f"no arm has it: {problem.what}", fix)
 
-    def _composes(self, whose: str, fix: str) -> bool:
-        """True if the first value of a corrected axis composes; that of a stage of a recipe is not tried."""
+    def _composes(self, whose: str, key: str, fix: str) -> bool:
+        """True if the first value of a corrected setting composes; that of a stage of a recipe is not tried."""
+        others = [text for text in self.sweep.fixed if self._value_key(text) != key]
         try:
-            return bool(whose) or bool(self.composer.compose([*self.sweep.fixed, fix.split(",")[0]]))
+            return bool(whose) or bool(self.composer.compose([*others, fix.split(",")[0]]))
         except AblatioError:
             return False
 

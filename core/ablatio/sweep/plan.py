@@ -143,6 +143,7 @@ def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | N
         name = sweep.settings.design["name"]
         what = f"design={name} compares its survivors over the seeds of seed=; a second study can add seeds to them"
         raise ConfigError([Problem("until", what, "until=null")])
+    planner.refuse_unused_of_search()
     search = Search(planner, design)
     if not search.more({}):
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))

@@ -101,18 +101,27 @@ class RecipePlanner(Planner):
         pairs = {key: f"{key}={value}" for key, value in wish.items()}
         recipe, said = _read([*self.sweep.fixed, *pairs.values()])
         words = {stage.name: words_of(recipe, said, stage) for stage in recipe.stages}
-        varied = {axis.key for axis in self.sweep.axes}
 
         def has(text: str) -> bool:
             stage, setting = split(key_of(text))
             kind, _, knob = setting.partition(".")
-            if not knob or not {kind, f"{ONE}{stage}.{kind}"} & varied:
+            if not self._varies(key_of(text)):
                 return True
             return any(_has(words[name], kind, knob) for name in ([stage] if stage else words))
 
         arm = {key: value for key, value in wish.items() if has(pairs[key])}
-        self.used |= arm.keys()
-        return arm, [*(text for text in self.sweep.fixed if has(text)), *(pairs[key] for key in arm)]
+        kept = [text for text in self.sweep.fixed if has(text)]
+        self.used |= {*arm, *map(key_of, kept)}
+        return arm, [*kept, *(pairs[key] for key in arm)]
+
+    def _varies(self, key: str) -> bool:
+        """True for a knob of a kind of which stages of different arms have different options."""
+        stage, setting = split(key)
+        kind, _, knob = setting.partition(".")
+        return bool(knob) and bool({kind, f"{ONE}{stage}.{kind}"} & {axis.key for axis in self.sweep.axes})
+
+    def _knobs(self) -> dict[str, str]:
+        return {key: value_of(text) for text in self.sweep.fixed if self._varies(key := key_of(text))}
 
     def _with_seed(self, cell: RecipeCell, seed: int) -> Sequence[Staged]:
         """The stages with another seed; composed anew only if other settings may depend on it."""

@@ -3,8 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from ablatio import Fraction, Range, curricula
+from ablatio import Fraction, Range, curricula, rule
 from ablatio.errors import UserError
+
+rule(
+    when="'shares' in facts.curriculum.uses and mixture is None and facts.source.combines",
+    why="curriculum={curriculum.name} changes the shares of several sources, and no mixture is chosen",
+    fix="mixture=proportional",
+    where="mixture",
+)
+rule(
+    when="'shares' in facts.curriculum.uses and mixture is None and not facts.source.combines",
+    why="curriculum={curriculum.name} changes the shares of several sources, and source={source.name} is one; "
+    "source=several mixture=proportional draw from several",
+    fix="curriculum=null",
+    where="curriculum",
+)
 
 
 @curricula.register("skills", paper="arXiv:2307.14430")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,27 +20,26 @@ _REASONS = 6  # of a filter
 
 
 def data_tables(findings: Findings) -> dict[str, list[Sequence[str]]]:
-    """Rows of cells under `words.heads` for each table, from the first finished run of each arm.
+    """Rows of cells under `words.heads` for each table, from the finished runs of each arm.
 
-    tokenizers                  if arms have different ones
-    filters, examples, sources  what filters dropped, with examples; what a mixture drew
+    tokenizers         if arms have different ones; of the first run
+    filters, examples  what filters dropped, with examples; of the first run
+    sources            what a mixture drew; means over the runs
     """
     found: dict[str, list[Sequence[str]]] = {"tokenizers": [], "filters": [], "examples": [], "sources": []}
     different = len({run.tokenizer for run in findings.table.counted}) > 1
     for row in findings.rows:
-        run = next((run for run in row.arm.runs if run.done), None)
-        if run is None:
+        runs = [run for run in row.arm.runs if run.done]
+        if not runs:
             continue
-        arm = row.arm.name
+        run, arm = runs[0], row.arm.name
         found["tokenizers"] += [_tokenizer_cells(arm, run)] if different else []
         record, _ = object_in(run.folder / "data.json")
-        summary, _ = object_in(run.folder / "summary.json")
         for source, stages in inner(record, "filters").items():
             for stage in (s for s in (stages if isinstance(stages, list) else ()) if isinstance(s, Mapping)):
                 found["filters"].append(_filter_cells(arm, source, stage))
                 found["examples"] += _example_cells(arm, stage)
-        sources = inner(summary, "sources")
-        found["sources"] += [_source_cells(arm, name, inner(sources, name), summary) for name in sources]
+        found["sources"] += _source_rows(arm, runs)
     return {name: rows[:_MOST] for name, rows in found.items()}
 
 
@@ -80,10 +81,36 @@ def _example_cells(arm: str, stage: Mapping[str, Any]) -> Iterator[Sequence[str]
             yield (arm, note(what, filter=name) if what in EXAMPLES else f"{name}, {what}", *said)
 
 
-def _source_cells(arm: str, name: str, drawn: Mapping[str, Any], summary: Mapping[str, Any]) -> Sequence[str]:
-    shares = [_share(drawn.get(key)) for key in ("share", "expected", "error")]
-    bits = summary.get(f"val/bpb/{name}")
-    return (arm, name, *shares, _whole(drawn.get("tokens")), _real(drawn.get("epochs"), ".3g"), _real(bits, ".4f"))
+def _source_rows(arm: str, runs: Sequence[Run]) -> Iterator[Sequence[str]]:
+    """A row for each source of the first run: means over the runs that drew from it."""
+    summaries = [object_in(runs[0].folder / "summary.json")[0]]
+    names = inner(summaries[0], "sources")
+    summaries += [object_in(run.folder / "summary.json")[0] for run in runs[1:]] if names else []
+    for name in names:
+        drew = [(drawn, summary) for summary in summaries if (drawn := inner(inner(summary, "sources"), name))]
+        share, asked, tokens, epochs = (
+            _mean([drawn.get(key) for drawn, _ in drew]) for key in ("share", "expected", "tokens", "epochs")
+        )
+        errors = [drawn.get("error") for drawn, _ in drew]
+        # Of the mean of n shares that were drawn independently.
+        error = None if (mean := _mean([_square(e) for e in errors])) is None else math.sqrt(mean / len(errors))
+        bits = [summary.get(f"val/bpb/{name}") for _, summary in drew]
+        known = [b for b in bits if isinstance(b, int | float)]
+        spread = statistics.stdev(known) if len(known) > 1 and known == bits else None
+        yield (
+            arm, name, str(len(drew)), _share(share), _share(asked), _share(error), _real(tokens, ",.0f"),
+            _real(epochs, ".3g"), _real(_mean(bits), ".4f"), _real(spread, ".4f"),
+        )  # fmt: skip
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    """The mean, or None if one of them is no number."""
+    known = [v for v in values if isinstance(v, int | float)]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _square(value: Any) -> float | None:
+    return value * value if isinstance(value, int | float) else None
 
 
 def _whole(value: Any) -> str:
