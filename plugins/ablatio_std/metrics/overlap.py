@@ -53,9 +53,14 @@ class Bleu(_Generated):
 
     def _bleu(self, answers: list[str], references: list[list[str]], *, smooth: bool) -> float:
         from torchmetrics.functional.text import sacre_bleu_score
+        from torchmetrics.functional.text.sacre_bleu import _SacreBLEUTokenizer
 
+        # The penalty takes the reference of the closest length: of two as close SacreBLEU the shorter, torchmetrics the
+        # first.
+        words = _SacreBLEUTokenizer(self.settings["tokenize"], self.settings["lowercase"])
+        ordered = [sorted(texts, key=lambda text: len(words(text))) for texts in references]
         # torchmetrics can return 1 + rounding.
-        return min(1.0, float(sacre_bleu_score(answers, references, smooth=smooth, **self.settings)))
+        return min(1.0, float(sacre_bleu_score(answers, ordered, smooth=smooth, **self.settings)))
 
 
 @metrics.register("rouge", paper="https://aclanthology.org/W04-1013")
