@@ -66,7 +66,7 @@ def test_layers_benchmark_measures_the_stack_against_a_plain_loop(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_data_benchmark_finds_the_same_tokens_with_all_contenders(tmp_path, workers):
     """The benchmark itself compares what each contender wrote: documents, and how often each id."""
     found = tmp_path / "data.json"

@@ -101,6 +101,7 @@ def assert_static(model: LanguageModel, name: str) -> None:
             compare(model, padded)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", PARTS)
 def test_each_part_is_static_or_refused(name: str) -> None:
     kind, _, option = name.partition("=")
@@ -111,6 +112,7 @@ def test_each_part_is_static_or_refused(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", PARTS)
 def test_no_static_step_copies_from_or_to_the_host(name: str) -> None:
     """With the meta device in place of a GPU; what is refused on a CPU is refused there, if it does not wait before."""
