@@ -47,11 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: two more than there are cores, as tests wait for processes for a sixth of their time.
+    """`-n auto`: one more than there are cores, as tests wait for processes for a sixth of their time.
 
     The fast ones start none, and each worker has to import all their modules.
     """
-    return available_cores() + (0 if config.getoption("--select") == "fast" else 2)
+    return available_cores() + (config.getoption("--select") != "fast")
 
 
 def pytest_collection_finish() -> None:

@@ -273,3 +273,18 @@ def test_a_file_beside_is_named_by_its_path(here: Path) -> None:
     with pytest.raises(UserError, match=r"try: \+sweep=\./study\.yaml"):
         plan_sweep(["+sweep=study"])
     assert len(plan_sweep(["+sweep=./study.yaml"]).jobs) == 2
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "preset"], ["list", "--json"]])
+def test_a_preset_that_cannot_be_used_is_named_and_the_others_are_listed(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder, and named by its path before in the same process, as in a notebook."""
+    write("conf/preset/bad.yaml", "norm: []\n")
+    write("other.yaml", "norm: [[]]\n")
+    with pytest.raises(ConfigError, match="other"):
+        compose_run(["preset=./other.yaml"])
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "llama2" in said.out and "bad.yaml" not in said.out
+    assert "ablatio: preset=bad is left out: " in said.err and "`norm` is []; expected the name" in said.err

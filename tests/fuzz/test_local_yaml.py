@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ablatio.config import local_files
 from ablatio.config.compose import compose_run
 from ablatio.config.schema import section_knobs
 from ablatio.errors import AblatioError
@@ -65,6 +66,7 @@ def test_any_yaml_file_is_used_or_refused(
     group: str, edits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local_files, "_named", {})
     rng, refused = random.Random(edits), 0
     for number in range(edits):
         data, name = edited(WHOLE[group], rng), f"x{number}.yaml"

@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
     check_kind(args.kind)
     files = yaml_files.files()
     kinds = [r for kind, r in REGISTRIES.items() if args.kind in (None, kind)]
-    groups = {group: options for group, options in files.items() if args.kind in (None, group)}
+    groups = {group: _usable(group, options) for group, options in files.items() if args.kind in (None, group)}
     if args.json:
         named = techniques.by_part()
         parts = {r.kind: {e.name: _part_json(e, named) for e in r} for r in kinds}
@@ -41,6 +41,8 @@ def run(arguments: list[str]) -> int:
         print_files(groups, args.verbose)
     for failure in discovery.failures():
         print(f"ablatio: {failure}", file=sys.stderr)
+    for name, why in (presets.broken() if yaml_files.PRESET in groups else {}).items():
+        print(f"ablatio: {yaml_files.PRESET}={name} is left out: {why}", file=sys.stderr)
     for file in yaml_files.left_out():
         if args.kind in (None, file.group):
             print(f"ablatio: {file}", file=sys.stderr)
@@ -52,12 +54,18 @@ def _part_json(entry: PartSpec, named: Mapping[str, list[str]]) -> dict[str, obj
     return entry.to_json() | {"oracles": list(checked_against(entry)), "techniques": listed}
 
 
+def _usable(group: str, options: Mapping[str, yaml_files.File]) -> Mapping[str, yaml_files.File]:
+    """The options of a group without presets that cannot be used."""
+    broken = presets.broken() if group == yaml_files.PRESET else {}
+    return {name: file for name, file in options.items() if name not in broken}
+
+
 def _file_json(file: yaml_files.File) -> dict[str, object]:
     if file.group == techniques.GROUP:
         return file.to_json() | {"techniques": [t.to_json() for t in techniques.areas()[file.name]]}
     if file.group != yaml_files.PRESET:
         return file.to_json()
-    preset = presets.load(file)
+    preset = presets.presets()[file.name]
     return file.to_json() | {"paper": preset.paper, "parts": preset.parts, "sizes": [*preset.sizes]}
 
 
@@ -90,7 +98,7 @@ def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]], verbose: bo
         options = {
             name: [
                 file.summary,
-                _field("sizes", " ".join(presets.load(file).sizes) if group == yaml_files.PRESET else ""),
+                _field("sizes", " ".join(presets.presets()[name].sizes) if group == yaml_files.PRESET else ""),
                 _field("from", str(file.distribution) if file.distribution != usual else ""),
             ]
             for name, file in files.items()
