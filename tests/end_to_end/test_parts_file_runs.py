@@ -302,7 +302,7 @@ def test_check_runs_the_contract_suites_on_the_file(good: bool, desk: Desk) -> N
     words = [sys.executable, "-m", "ablatio.cli", "check", "parts=my_parts.py"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if good else 2), done.stdout
-    assert ("norm=halved: keeps its contract" if good else "norm=halved: BROKEN") in done.stdout
+    assert ("\n2 of 2 keep their contract: " if good else "norm=halved: BROKEN") in done.stdout
 
 
 @pytest.mark.long
