@@ -1,4 +1,4 @@
-"""What the layers of one pass write for others: auxiliary losses and measures, and values that they share."""
+"""Outputs of the layers of one pass besides their states: auxiliary losses, measures, and values they share."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar

@@ -182,7 +182,7 @@ def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
 
 @dataclass(frozen=True)
 class History:
-    """What the folder of a planned study holds already.
+    """Contents of the folder in which a study is planned.
 
     study   the study that the same command began, or the same one with fewer seeds; None: there is none
     place   its folder

@@ -19,7 +19,7 @@ class Unreplayed:
     """In place of CUDA graphs: a step is run where a graph would be replayed."""
 
     def __call__(self, step: Step, tokens: Tensor) -> Step:
-        """What replays the step."""
+        """Return the step itself, in place of its replay."""
         return step
 
     def eager(self, step: Step, tokens: Tensor) -> Tensor:

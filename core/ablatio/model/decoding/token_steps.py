@@ -27,7 +27,7 @@ Graph = Callable[[Tensor], Tensor]  # a captured step
 
 
 class Graphs(Protocol):
-    """What captures a step, and what runs it without a graph on the stream of captures."""
+    """Captures steps as graphs; runs a step without a graph, too, on the same stream."""
 
     def __call__(self, step: Step, tokens: Tensor) -> Graph:
         """Capture the step for tokens (R, 1) of this shape."""
@@ -46,9 +46,10 @@ def allow(allowed: bool) -> None:
 
 
 def graphs_for(device: torch.device) -> Graphs | None:
-    """What captures steps on this device; None on a CPU, where attending to a whole buffer has only costs.
+    """Return the way to capture steps on this device, or None where there are no graphs.
 
-    None, too, among several ranks: steps may hold their communication.
+    There are none on a CPU, where attending to a whole buffer only costs, nor among several ranks, since a step may
+    hold their communication.
     """
     return CudaGraph if device.type == "cuda" and _Setting.allowed and ranks().world == 1 else None
 

@@ -84,7 +84,7 @@ def test_cached_decoding_is_the_full_pass(part: PartSpec) -> None:
 
 @torch.no_grad()
 def test_replayed_decoding_is_the_full_pass(part: PartSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the check of the first token lets a GPU replay as a CUDA graph gives the logits of all later tokens."""
+    """Steps that may be replayed as CUDA graphs, by the check of the first token, give the logits of the full pass."""
     _causal(part)
     if not tiny_models.attention_facts(part)["caches"]:
         pytest.skip("its attention keeps no cache (caches = False)")
