@@ -63,6 +63,21 @@ def test_composer_gives_what_hydra_composes() -> None:
     assert runs >= 2  # some of them can run
 
 
+BACKSLASHES = (
+    r"'\n\n'", r"'a\b'", r"'\\'", r"'a\\'", r"'\\\\b'", r"'\$'", r"'$\{x}'", r"'\ '", r"'a\'b'", r"'\${seed}'",
+    r"'\\${seed}'",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("quoted", BACKSLASHES)
+def test_a_backslash_means_what_it_means_to_hydra(quoted: str) -> None:
+    """And a knob with one, as the separator of most texts, is composed with the frame of the other arms."""
+    arm, composer = ["norm=rmsnorm", "source=text", f"source.separator={quoted}"], Composer()
+    ours = outcome(composer.compose, arm)
+    assert isinstance(ours, tuple) and ours == outcome(compose_run, arm)
+    assert (composer.tree(arm) is None) == ("${" in quoted)
+
+
 def test_one_frame_serves_all_arms_that_differ_in_parts_and_values() -> None:
     composer, as_written = Composer(), options_of(SWEEP)["glu_variants"].read()["train"]["batch_size"]
     for norm in ("layernorm", "rmsnorm", "dyt"):

@@ -39,9 +39,12 @@ class Finished:
 
 
 def _child(arguments: Sequence[str], folder: str) -> None:
+    from helpers import warm_ranks
+
     from ablatio.cli.main import main
 
     leave_pytest()
+    warm_ranks.fork()
     sys.stdout = Path(folder, "out").open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     sys.stderr = Path(folder, "err").open("w", encoding="utf-8")  # noqa: SIM115
     code = main(list(arguments))

@@ -107,9 +107,10 @@ def become(
 ) -> None:
     """Run the program as the main module, and end the process with its exit code.
 
-    kept  modules that stay imported; None: all but those of ablatio and of the tests
+    streams  folder of the files in, out and err; empty: the streams are those of the program already
+    kept     modules that stay imported; None: all but those of ablatio and of the tests
     """
-    for number, name in enumerate(("in", "out", "err")):
+    for number, name in enumerate(("in", "out", "err") if streams else ()):
         file = os.open(Path(streams, name), os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
@@ -123,11 +124,12 @@ def become(
     added = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:] = ["", *added, *path]
     if kept is None:
-        kept = frozenset(name for name in sys.modules if name.partition(".")[0] not in OURS)
+        kept = of_others()
     else:
         atexit._clear()  # else it would tidy up for the process that it is a fork of
     for name in sys.modules.keys() - kept:
         del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_pytest")]
     subprocess.run = functools.partial(_run_in_fork, subprocess.run, kept, path)  # type: ignore[assignment]
     one_thread_in_fork()
     code = 0
@@ -145,6 +147,11 @@ def become(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def of_others() -> frozenset[str]:
+    """The modules that are imported, without those of ablatio and of the tests."""
+    return frozenset(name for name in sys.modules if name.partition(".")[0] not in OURS)
 
 
 def _run_in_fork(

@@ -1,4 +1,7 @@
-"""Ranks that a run of this process starts, each a fork of a server that has imported torch and Lightning already."""
+"""Ranks that have imported torch and Lightning already, which takes seconds.
+
+Those that a run of a test process starts are forks of a server; those of a run in a fork of it are forks of the run.
+"""
 
 import os
 import signal
@@ -12,6 +15,7 @@ from typing import TextIO
 import pytest
 from helpers import warm_python
 
+from ablatio.storage.process import stop_signals
 from ablatio.training import gang
 
 
@@ -51,3 +55,46 @@ class WarmRank:
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of this process start their ranks in this way until the test ends."""
     monkeypatch.setattr(gang, "subprocess", SimpleNamespace(Popen=WarmRank, PIPE=subprocess.PIPE))
+
+
+class ForkedRank:
+    """As `WarmRank`, but a fork of this process, which may not ask the server."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: TextIO | None, **_: object) -> None:
+        theirs, ours = os.pipe()
+        self.returncode: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.setsid()
+            os.dup2(theirs, 0)
+            for number in (1, 2) if stdout else ():
+                os.dup2(stdout.fileno(), number)
+            os.close(theirs)
+            os.close(ours)  # else its standard input would not end with the supervisor
+            for stop in stop_signals():
+                signal.signal(stop, signal.default_int_handler if stop == signal.SIGINT else signal.SIG_DFL)
+            place = (dict(env), str(Path.cwd()), "", warm_python.path_of_python())
+            warm_python.become(list(command[1:]), *place, warm_python.of_others())
+        os.close(theirs)
+        self.stdin = os.fdopen(ours, "w", encoding="utf-8")
+
+    def poll(self) -> int | None:
+        return self._look(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._look(0)
+
+    def _look(self, how: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self._pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self._pid, number)
+
+
+def fork() -> None:
+    """Let the run of this process start its ranks as forks of itself."""
+    gang.subprocess = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE)  # type: ignore[assignment]

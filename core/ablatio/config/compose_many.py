@@ -10,6 +10,7 @@ shows up whichever option is chosen.
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from hydra.core.override_parser.types import Override, OverrideType
@@ -19,6 +20,7 @@ from ablatio.config import compose, kind_lists, presets, yaml_files
 from ablatio.config.compose import Composed
 from ablatio.config.grammar import parse
 from ablatio.config.hydra_sources import OPEN
+from ablatio.config.inherit import Coming
 from ablatio.config.overrides import prefixed
 from ablatio.errors import ConfigError, Problem
 from ablatio.registry.registry import REGISTRIES
@@ -48,35 +50,37 @@ class Composer:
         self._errors: dict[tuple[tuple[str, str, str], ...], list[Problem]] = {}
         self._frames: dict[tuple[tuple[str, ...], tuple[str, ...]], Frame | None] = {}
 
-    def compose(self, overrides: Sequence[str]) -> Composed:
-        """Same result as `compose_run` for these overrides; raises ConfigError with all problems at once."""
+    def compose(self, overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> Composed:
+        """Same result as `compose_run` for these arguments; raises ConfigError with all problems at once."""
         yaml_files.take_in(overrides)
         with yaml_files.read_once():
-            return self._compose(overrides)
+            return self._compose(overrides, coming)
 
-    def _compose(self, overrides: Sequence[str]) -> Composed:
-        tree = self.tree(overrides)
+    def _compose(self, overrides: Sequence[str], coming: Coming) -> Composed:
+        tree = self.tree(overrides, coming)
         if tree is None:
-            return compose.compose_run(overrides)
+            return compose.compose_run(overrides, coming)
         node, interpolated = tree
         slim = kind_lists.without_equal_layers(kind_lists.without_unused(node))
         public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
         config, problems = compose.checked(resolved, overrides)
         if problems:
-            raise self._error(compose.with_origin(problems, overrides), overrides)
-        return Composed(config, compose.with_budget(public, config), list(overrides))
+            raise self._error(compose.with_origin(problems, overrides), overrides, coming)
+        return Composed(config, compose.with_budget(public, config), list(overrides), interpolated)
 
-    def _error(self, problems: list[Problem], overrides: Sequence[str]) -> ConfigError:
+    def _error(self, problems: list[Problem], overrides: Sequence[str], coming: Coming) -> ConfigError:
         """The error of an arm; which fixes compose is found once for all arms with the same problems."""
         key = tuple((p.where, p.what, p.fix) for p in problems)
         if key not in self._errors:
-            self._errors[key] = compose.config_error(problems, [prefixed(o) for o in overrides]).problems
+            self._errors[key] = compose.config_error(problems, [prefixed(o) for o in overrides], coming).problems
         return ConfigError(self._errors[key])
 
-    def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
+    def tree(
+        self, overrides: Sequence[str], coming: Coming = MappingProxyType({})
+    ) -> tuple[dict[str, Any], bool] | None:
         """(the config before interpolations are resolved, True if it has any); None if only Hydra can compose it."""
         framing, parts, values = list[str](), dict[str, Any](), list[tuple[str, Any]]()
-        for text in compose.cleaned(overrides):
+        for text in compose.cleaned(overrides, coming):
             parsed = parse(text)
             if parsed is None:
                 return None
@@ -162,8 +166,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_plain(v) for v in value)
     if isinstance(value, str):
-        # A backslash may escape an interpolation, which OmegaConf alone resolves.
-        return "${" not in value and "\\" not in value
+        return "${" not in value  # an interpolation, or an escaped one: OmegaConf alone resolves it
     return isinstance(value, bool | int | float | None)
 
 

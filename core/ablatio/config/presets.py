@@ -143,7 +143,8 @@ def _sizes_of_presets() -> dict[str, list[str]]:
     for name, preset in presets().items():
         for size in preset.sizes:
             found.setdefault(size, []).append(name)
-    return {size: names for size, names in found.items() if size not in yaml_files.options_of(yaml_files.SIZE)}
+    of_any_preset = yaml_files.options_of(yaml_files.SIZE)
+    return {size: names for size, names in found.items() if size not in of_any_preset}
 
 
 def size_problem(size: str | None, preset: str | None) -> Problem | None:

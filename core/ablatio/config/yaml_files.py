@@ -1,5 +1,6 @@
 """Options defined by YAML files: sizes, presets, studies and experiments of ablatio, of plugins, and of the user."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,7 +25,7 @@ SWEEP, PRESET, SIZE = local_files.SWEEP, "preset", "size"
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """List each conf folder once within this context; a composition reads the list about 135 times."""
+    """List each conf folder once within this context: a composition reads the list about 135 times, a plan thousands."""
     if _seen.get() is not None:
         yield
         return
@@ -46,9 +47,13 @@ def once(key: str, make: Callable[[], T]) -> T:
     return found
 
 
+@functools.cache
+def _ours() -> Distribution:
+    return Distribution(OURS, version(OURS))
+
+
 def _folders() -> Iterator[tuple[Path, Distribution]]:
-    ours = Distribution(OURS, version(OURS))
-    yield shipped("conf"), ours
+    yield shipped("conf"), _ours()
     for source in discovery.sources():
         if source.conf is not None:
             yield source.conf, source.distribution
@@ -81,9 +86,8 @@ def why_left_out(group: str, name: str) -> str:
 
 
 def _list_files() -> tuple[dict[str, dict[str, File]], list[local_files.LeftOut]]:
-    ours = next(_folders())[1]
     found: dict[str, dict[str, File]] = {
-        SWEEP: {p.stem: File(SWEEP, p.stem, p, ours) for p in sorted(shipped("sweeps").glob("*.yaml"))}
+        SWEEP: {p.stem: File(SWEEP, p.stem, p, _ours()) for p in sorted(shipped("sweeps").glob("*.yaml"))}
     }
     for folder, distribution in _folders():
         for path in sorted(folder.rglob("*.yaml")):

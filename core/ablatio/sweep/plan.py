@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablatio.config import yaml_files
 from ablatio.config.grammar import MAX_JOBS, too_many
 from ablatio.errors import AblatioError, ConfigError, Problem, UserError
 from ablatio.registry.kinds import designs
@@ -69,6 +70,11 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
 
     folder: of a study to continue; by default out/name, if a name was given
     """
+    with yaml_files.read_once():
+        return _plan(overrides, folder)
+
+
+def _plan(overrides: Sequence[str], folder: Path | None) -> Plan:
     sweep = request.read(overrides)
     planner, design = planner_of(sweep), design_of(sweep)
     _count(sweep, design)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ablatio.config import schema as run_config
-from ablatio.config.compose import Composed, compose_run
+from ablatio.config.compose import Composed
 from ablatio.config.inherit import Coming
 from ablatio.config.words import key_of, quoted, value_of
 from ablatio.errors import ConfigError, Problem
@@ -69,7 +69,7 @@ class RecipePlanner(Planner):
         def compose(words: Sequence[str], coming: Coming) -> Composed:
             key = tuple(words)  # runs to start from are named by their content
             if key not in self._made:
-                self._made[key] = compose_run(words, coming)
+                self._made[key] = self.composer.compose(words, coming)
             return self._made[key]
 
         return compose_stages(recipe, said, lambda name: place, lambda name, made: run_of(job_id(made.config)), compose)
