@@ -1,5 +1,6 @@
 """Options and fixtures for all tests: one thread per process, and a cache that the next test run reuses."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def reset_global_state() -> Iterator[None]:
     for key in ("CC", "CXX"):
         os.environ.pop(key, None)
     os.environ.update(compilers)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def give_memory_back() -> Iterator[None]:
+    """Return freed memory to the system, which a training keeps: each fork of this process copies the tables of it."""
+    yield
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
+        trim(0)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Runs for tests: the real command line in a forked child process, so that torch is imported only once."""
 
 import csv
+import functools
 import json
 import multiprocessing as mp
 import os
@@ -53,10 +54,18 @@ def _child(arguments: Sequence[str], folder: str) -> None:
     os._exit(code)
 
 
+@functools.cache
+def _compose_once() -> None:
+    """Do once for all tests what a first composition does: import the command line, fill Hydra's caches of grammar."""
+    import ablatio.training.run  # noqa: F401
+    from ablatio.config.compose import compose_run
+
+    compose_run(TINY)
+
+
 def begin(arguments: Sequence[str], folder: Path) -> mp.process.BaseProcess:
     """Start `ablatio ARGUMENTS` in a forked child, whose output goes to `folder`/out and `folder`/err."""
-    import ablatio.training.run  # noqa: F401  (imported before the fork, once for all tests)
-
+    _compose_once()
     folder.mkdir(parents=True, exist_ok=True)
     process = mp.get_context("fork").Process(target=_child, args=(arguments, str(folder)))
     process.start()
