@@ -25,7 +25,7 @@ SWEEP, PRESET, SIZE = local_files.SWEEP, "preset", "size"
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """List each conf folder once within this context: a composition reads the list about 135 times, a plan thousands."""
+    """List each conf folder once within this context; a composition reads the list about 135 times, a plan more."""
     if _seen.get() is not None:
         yield
         return
