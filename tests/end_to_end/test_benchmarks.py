@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm_python
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -16,19 +17,8 @@ def test_parts_benchmark_measures_each_named_part(tmp_path):
     """Parts of every kind are measured, with their variants and their reference implementation."""
     parts = ["layernorm", "identity", "relu", "gelu", "glu", "none", "t5", "dense", "pre", "sequential"]
     found = tmp_path / "parts.csv"
-    command = [
-        sys.executable,
-        BENCHMARKS / "parts.py",
-        "--parts",
-        *parts,
-        "--width",
-        "64",
-        "--turns",
-        "1",
-        "--csv",
-        found,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--parts", *parts, "--width", "64", "--turns", "1", "--csv", str(found)]
+    run = warm_python.run([str(BENCHMARKS / "parts.py"), *options])
     assert run.returncode == 0 and "Error" not in run.stdout, run.stdout + run.stderr
     rows = list(csv.DictReader(found.read_text().splitlines()))
     assert [r["part"] for r in rows] == [
@@ -42,10 +32,8 @@ def test_parts_benchmark_measures_each_named_part(tmp_path):
 @pytest.mark.slow
 def test_mixers_benchmark_writes_its_ratios(tmp_path):
     found = tmp_path / "mixers.json"
-    options = ["--mixers", "mingru", "--length", "40", "--turns", "1", "--json", found]
-    run = subprocess.run(
-        [sys.executable, BENCHMARKS / "mixers.py", *options], capture_output=True, text=True, check=False
-    )
+    options = ["--mixers", "mingru", "--length", "40", "--turns", "1", "--json", str(found)]
+    run = warm_python.run([str(BENCHMARKS / "mixers.py"), *options])
     assert run.returncode == 0, run.stdout + run.stderr
     rows = json.loads(found.read_text())["mixers"]
     assert [row["attention"] for row in rows] == ["mingru"]
@@ -55,10 +43,8 @@ def test_mixers_benchmark_writes_its_ratios(tmp_path):
 @pytest.mark.slow
 def test_layers_benchmark_measures_the_stack_against_a_plain_loop(tmp_path):
     found = tmp_path / "layers.json"
-    options = ["--sizes", "0", "--turns", "2", "--json", found]
-    run = subprocess.run(
-        [sys.executable, BENCHMARKS / "layers.py", *options], capture_output=True, text=True, check=False
-    )
+    options = ["--sizes", "0", "--turns", "2", "--json", str(found)]
+    run = warm_python.run([str(BENCHMARKS / "layers.py"), *options])
     assert run.returncode == 0, run.stdout + run.stderr
     (row,) = json.loads(found.read_text())["sizes"]
     assert row["ratio"] > 0 and row["width"] == 32

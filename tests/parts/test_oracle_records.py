@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm_python
 
 from ablatio.cli import list as list_command
 from ablatio.cli import show as show_command
@@ -90,8 +90,7 @@ def test_plugin_package_records_its_own_oracles(tmp_path: Path, processes: list[
     environment = os.environ | {"PYTHONPATH": paths, "ABLATIO_CACHE": str(tmp_path / "cache")}
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return warm_python.run(arguments, env=environment, cwd=tmp_path)
 
     tests = python("-m", "pytest", "-q", *processes, "test_mine.py", "--ablatio-record", str(package / FILE))
     assert "1 failed, 2 passed" in tests.stdout, tests.stdout + tests.stderr

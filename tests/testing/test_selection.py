@@ -1,11 +1,10 @@
 """`pytest --select`: nothing is lost from `all`, and the samples are the same everywhere."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm_python
 
 TESTS = Path(__file__).parents[1]
 FILE = """
@@ -40,10 +39,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, select: str) -> dict[str, int]:
-    """Passed tests by function."""
+def run(folder: Path, select: str, cache: Path) -> dict[str, int]:
+    """Passed tests by function.  cache: pytest's, with the catalogue of parts"""
     words = ["--select", select, "--results", "found.json", "tests/test_some.py"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=folder, capture_output=True, text=True)
+    words += [
+        "-o",
+        f"cache_dir={cache}",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]  # of modules that the warm process has imported
+    done = warm_python.run(["-m", "pytest", *words], cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     assert found["failed"] == []
@@ -58,5 +63,8 @@ def run(folder: Path, select: str) -> dict[str, int]:
         ("fast", {"test_plain": 2}),
     ],
 )
-def test_each_selection_runs_what_it_says(folder: Path, select: str, expected: dict[str, int]) -> None:
-    assert run(folder, select) == expected
+def test_each_selection_runs_what_it_says(
+    folder: Path, select: str, expected: dict[str, int], pytestconfig: pytest.Config
+) -> None:
+    cache = pytestconfig.rootpath / pytestconfig.getini("cache_dir")
+    assert run(folder, select, cache) == expected

@@ -58,21 +58,21 @@ def test_examples_made_by_other_processes_are_the_same(tmp_path: Path, text_file
 def test_signal_saves_a_checkpoint_and_exits_with_75(
     tmp_path: Path, text_file: Path, number: int, accumulate: int
 ) -> None:
-    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=60"]
-    settings += ["train.steps=300", f"train.accumulate={accumulate}", "train.val_every=3"]
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=30"]
+    settings += ["train.steps=120", f"train.accumulate={accumulate}", "train.val_every=3"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = tmp_path / "cut"
     stopped = ablatio(
         ["train", *settings, "name=cut"],
         tmp_path / "log",
-        kill_when=cut / "checkpoints/step-00000060.json",
+        kill_when=cut / "checkpoints/step-00000030.json",
         number=number,
     )
     assert stopped.code == 75, stopped.out[-300:] + stopped.err
     assert f"resume={cut}" in stopped.err
     assert summary(cut)["status"] == "preempted"
     assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
-    assert weights(cut, 300) == weights(tmp_path / "whole", 300)
+    assert weights(cut, 120) == weights(tmp_path / "whole", 120)
     assert metrics(cut) == metrics(tmp_path / "whole")
 
 
