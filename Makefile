@@ -20,20 +20,24 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Python compiles a module when it is first imported: to compile the thousands of these packages takes a third of the
 # time.  The others are compiled by all cores, which pip does by one.
-NOT_COMPILED := /(torch|transformers|sympy|tests)/
+NOT_COMPILED := /(torch|transformers|sympy|ray|mlflow|databricks|deepspeed|sklearn|tests)/
+PIP := $(BIN)/pip install --quiet --no-compile -c constraints.txt
+
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e .
+	$(PIP) -e .
 	rm -f $(VENV)/.core-*
 	touch $@
 
 setup: $(READY)
 
-$(READY): $(CORE)
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
+# It brings what the core needs, too: after that, pip would look at each of its packages again.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[dev]"
 	-$(BIN)/python -m compileall -q -j 0 -x '$(NOT_COMPILED)' $(VENV)/lib >/dev/null 2>&1
-	rm -f $(VENV)/.ready-*
-	touch $@
+	rm -f $(VENV)/.ready-* $(VENV)/.core-*
+	touch $(CORE) $@
 
 demo: $(CORE)
 	$(BIN)/ablatio train experiment=demo name=$(DEMO)
@@ -41,7 +45,8 @@ demo: $(CORE)
 	$(BIN)/ablatio train -m +sweep=first_study name=$(DEMO)-study
 	$(BIN)/ablatio report runs/$(DEMO)-study
 
-test: setup browser
+test:
+	$(MAKE) -j2 setup browser
 	$(MAKE) -j2 lint usual
 
 usual: setup
