@@ -180,11 +180,13 @@ def may_name(overrides: Sequence[str]) -> bool:
     return any(_paths(value_of(text)) for text in overrides)
 
 
-def take_in(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
+def take_in(overrides: Sequence[str], groups: Mapping[str, Any]) -> bool:
     """Make options of the files that overrides name by their path: `preset=./x.yaml`, `+sweep=./study.yaml`.
 
-    Raises UserError for a path without a file, and for a file that may not stand in a config.
+    Returns True if one of them was none before.  Raises UserError for a path without a file, and for a file that may
+    not stand in a config.
     """
+    new = False
     for text in overrides:
         group = key_of(text)
         if text.startswith("~") or (group not in groups and group not in REGISTRIES):
@@ -192,7 +194,10 @@ def take_in(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
         for word in _paths(value_of(text)):
             if (group, word) in _copies.get():
                 continue
-            _named.setdefault(group, {})[word] = _file_at(group, word, groups)
+            known, path = _named.setdefault(group, {}), _file_at(group, word, groups)
+            new |= known.get(word) != path
+            known[word] = path
+    return new
 
 
 def _paths(value: str) -> list[str]:

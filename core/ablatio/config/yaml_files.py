@@ -69,10 +69,9 @@ def files() -> dict[str, dict[str, File]]:
 
 def take_in(overrides: Sequence[str]) -> None:
     """Make options of the YAML files that overrides name by their path; UserError if one cannot be used."""
-    if local_files.may_name(overrides):
-        local_files.take_in(overrides, files())
-        if seen := _seen.get():
-            seen.clear()
+    seen = _seen.get()
+    if local_files.may_name(overrides) and local_files.take_in(overrides, files()) and seen:
+        seen.clear()
 
 
 def left_out() -> list[local_files.LeftOut]:
