@@ -20,7 +20,9 @@ from ablatio.storage.paths import shell_word
 from ablatio.training.run_folder import holds_a_run, new_folder, resume_command
 
 ODD = "ab1é=,:;'\"$ ()[]{}#&|*?!~\\`<>%@+-.ü中"
-NAMES = st.text(st.sampled_from(ODD), min_size=1, max_size=12).filter(lambda s: s not in (".", ".."))
+NAMES = st.text(st.sampled_from(ODD), min_size=1, max_size=12).filter(  # ${ begins an interpolation, also in quotes
+    lambda name: name not in (".", "..") and "${" not in name
+)
 PATHS = ["a b", "lr=3", "a,b", "it's", 'say "x"', "$HOME", "a[1]", "{x}", "#1", "é", "a\\b", "a\\'b", "x;ls", "~", "*"]
 
 

@@ -4,7 +4,7 @@ A matrix is a test marked `matrix`: its parameters are the cross product of opti
 sample depends only on the tests' ids, so it is the same on every machine and in every process.
 
 The contract suites are such a matrix, of promises and parts: of a promise to many parts, `usual` tests one part in
-twelve.  Each promise has other parts in its sample, so that each part is tested for about a twelfth of its promises.
+sixteen.  Each promise has other parts in its sample: each part is tested for about a sixteenth of its promises.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 12
-SHARE = 12  # `usual` runs one in twelve parameters of a matrix, or one in N of one marked `matrix(share=N)`
+CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 16
+SHARE = 16  # `usual` runs one in sixteen parameters of a matrix, or one in N of one marked `matrix(share=N)`
 FEW = 2  # maximum number of parameters of one test in `fast`
 NOT_FAST = {"slow", "faults", "matrix", "long"}
 # Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, trainings, studies.
