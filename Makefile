@@ -31,7 +31,7 @@ $(CORE): pyproject.toml constraints.txt
 
 setup: $(READY)
 
-# It brings what the core needs, too: after that, pip would look at each of its packages again.
+# The core is not installed before it: pip would look at each of its packages twice.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[dev]"

@@ -42,12 +42,8 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, select: str, cache: Path) -> dict[str, int]:
     """Passed tests by function.  cache: pytest's, with the catalogue of parts"""
     words = ["--select", select, "--results", "found.json", "tests/test_some.py"]
-    words += [
-        "-o",
-        f"cache_dir={cache}",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-    ]  # of modules that the warm process has imported
+    imported = "ignore::pytest.PytestAssertRewriteWarning"  # by the warm process, so pytest cannot rewrite them
+    words += ["-o", f"cache_dir={cache}", "-W", imported]
     done = warm_python.run(["-m", "pytest", *words], cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((folder / "found.json").read_text(encoding="utf-8"))

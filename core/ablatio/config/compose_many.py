@@ -69,10 +69,15 @@ class Composer:
         return Composed(config, compose.with_budget(public, config), list(overrides), interpolated)
 
     def _error(self, problems: list[Problem], overrides: Sequence[str], coming: Coming) -> ConfigError:
-        """The error of an arm; which fixes compose is found once for all arms with the same problems."""
+        """The error of an arm; which fixes compose is found once for all arms with the same problems.
+
+        With runs to start from it is found for each arm, since a fix may compose with one of them alone.
+        """
+        if coming:
+            return compose.config_error(problems, [prefixed(o) for o in overrides], coming)
         key = tuple((p.where, p.what, p.fix) for p in problems)
         if key not in self._errors:
-            self._errors[key] = compose.config_error(problems, [prefixed(o) for o in overrides], coming).problems
+            self._errors[key] = compose.config_error(problems, [prefixed(o) for o in overrides]).problems
         return ConfigError(self._errors[key])
 
     def tree(

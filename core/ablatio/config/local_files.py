@@ -183,8 +183,8 @@ def may_name(overrides: Sequence[str]) -> bool:
 def take_in(overrides: Sequence[str], groups: Mapping[str, Any]) -> bool:
     """Make options of the files that overrides name by their path: `preset=./x.yaml`, `+sweep=./study.yaml`.
 
-    Returns True if one of them was none before.  Raises UserError for a path without a file, and for a file that may
-    not stand in a config.
+    Returns True if a file became an option by this call.  Raises UserError for a path without a file, and for a file
+    that may not stand in a config.
     """
     new = False
     for text in overrides:

@@ -1,4 +1,7 @@
-"""Checks shared by several suites; each failure says what the part did and what was expected."""
+"""Checks that several suites share.
+
+A failure says what the part did, and what was expected.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
