@@ -53,7 +53,7 @@ usual: setup
 	$(TESTS) --select usual
 
 test-all: setup lint browser
-	$(TESTS) --select all --results tests/results/all.json
+	$(TESTS) --select all --results tests/results/all.json -o faulthandler_timeout=3600
 
 fast: setup
 	$(TESTS) --select fast

@@ -22,9 +22,12 @@ from ablatio.sweep.ledger import Ledger
 JOBS = [job(f"j{i}") for i in range(4)]
 TROUBLE = [job("bad", "raise"), job("dead", "kill"), job("left", "exit")]
 LOCAL = {"cluster": "local", "workers": 2}
-# Fake sbatch and srun: start each job of an array immediately on this machine.
+# Fake sbatch and srun: start each job of an array immediately on this machine.  Like Slurm, sbatch keeps a copy of the
+# script: submitit moves its own as soon as sbatch returns.
 SBATCH = """#!/bin/sh
-for script; do :; done
+for given; do :; done
+script="$(dirname "$0")/script"
+cp "$given" "$script"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 echo "$last" >> "$(dirname "$0")/arrays"
 for i in $(seq 0 "${last:-0}"); do
