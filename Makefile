@@ -16,7 +16,7 @@ TESTS := $(BIN)/pytest -n auto --dist worksteal
 # Tests start many processes: each would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo setup test usual test-all fast browser lint bench docs oracles clean
+.PHONY: demo setup test usual test-all fast programs lint bench docs oracles clean
 
 # Python compiles a module when it is first imported: to compile the thousands of these packages takes a third of the
 # time.  The others are compiled by all cores, which pip does by one.
@@ -46,23 +46,25 @@ demo: $(CORE)
 	$(BIN)/ablatio report runs/$(DEMO)-study
 
 test:
-	$(MAKE) -j2 setup browser
+	$(MAKE) -j2 setup programs
 	$(MAKE) -j2 lint usual
 
 usual: setup
 	$(TESTS) --select usual
 
-test-all: setup lint browser
+test-all: setup lint programs
 	$(TESTS) --select all --results tests/results/all.json -o faulthandler_timeout=3600
 
 fast: setup
 	$(TESTS) --select fast
 
-# The report is tested in a real browser, where there is one or root can install it.
-browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
-	  echo "no chromium: the tests of the report's page are skipped"
+# The report is tested in a real browser, and launcher=slurm with Slurm, where they are there or root can install them.
+programs:
+	@missing="$$(command -v chromium chromium-browser google-chrome >/dev/null || echo chromium) \
+	  $$(command -v slurmctld >/dev/null || echo slurmctld slurmd slurm-client)"; \
+	[ -z "$$(echo $$missing)" ] || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; } || \
+	  echo "tests are skipped that need" $$missing
 
 lint: setup
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ NOT_FAST_PATHS = (
     "sweep/test_plan_runs.py",
     "sweep/test_sequential_study.py",
     "sweep/test_size_matching.py",
+    "sweep/test_slurm.py",
     "sweep/test_stale_jobs.py",
     "sweep/test_time_probe.py",
     "testing/test_check.py",

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from ablatio.sweep.ledger import Ledger
 JOBS = [job(f"j{i}") for i in range(4)]
 TROUBLE = [job("bad", "raise"), job("dead", "kill"), job("left", "exit")]
 LOCAL = {"cluster": "local", "workers": 2}
-# Fake sbatch and srun: start each job of an array immediately on this machine.  Like Slurm, sbatch keeps a copy of the
-# script: submitit moves its own as soon as sbatch returns.
+# Fake sbatch, srun and squeue: start each job of an array immediately on this machine.  Like Slurm, sbatch keeps a copy
+# of the script: submitit moves its own as soon as sbatch returns.
 SBATCH = """#!/bin/sh
 for given; do :; done
 script="$(dirname "$0")/script"
@@ -31,12 +31,14 @@ cp "$given" "$script"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 echo "$last" >> "$(dirname "$0")/arrays"
 for i in $(seq 0 "${last:-0}"); do
+  echo "$$_$i|RUNNING|None" >> "$(dirname "$0")/queue"
   export SLURM_JOB_ID=$$
   [ -z "$last" ] || export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID="$i"
   sh "$script" > /dev/null 2>&1 &
 done
 echo "Submitted batch job $$"
 """
+SQUEUE = '#!/bin/sh\ncat "$(dirname "$0")/queue"\n'
 SRUN = """#!/bin/sh
 while [ "${1%/python*}" = "$1" ]; do shift; done
 exec "$@"
@@ -132,6 +134,17 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class StopWhen:
+    """Send SIGTERM to this process once a condition of the sweep is true."""
+
+    def __init__(self, condition: Callable[[Any], bool]) -> None:
+        self.condition = condition
+
+    def update(self, made: Any) -> None:
+        if self.condition(made) and not made.stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_submitit_gives_the_results_of_the_pool(tmp_path: Path) -> None:
     engine(tmp_path / "pool", JOBS[0], *TROUBLE[::2]).run()
     made = engine(tmp_path / "local", JOBS[0], *TROUBLE[::2], launcher="slurm", knobs=LOCAL)
@@ -150,22 +163,74 @@ def test_sigterm_preempts_submitit_sweep_which_can_be_resumed(tmp_path: Path) ->
     assert "slow starts at step 2" in (tmp_path / "runs/slow/log.txt").read_text()
 
 
-def test_ready_jobs_are_submitted_as_one_slurm_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of the fake commands, which is first on PATH."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\necho 'JobID|State'\n"}.items():
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scancel": "#!/bin/sh\n"}.items():
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    made = engine(
-        tmp_path / "study", *JOBS[:2], TROUBLE[2], launcher="slurm",
-        knobs={"workers": 7, "partition": "short", "time": 30, "cpus": 2, "gpus": 1, "memory": 3.0},
-    )  # fmt: skip
+    return commands
+
+
+def test_ready_jobs_are_submitted_as_one_slurm_array(tmp_path: Path, fake_slurm: Path) -> None:
+    knobs = {"workers": 7, "time": 30, "cpus": 2, "gpus": 1, "memory": 3.0}
+    names = {"partition": "short", "account": "lab", "qos": "low", "constraint": "a100|h100", "exclude": "node[3-4]"}
+    made = engine(tmp_path / "study", *JOBS[:2], TROUBLE[2], launcher="slurm", knobs={**knobs, **names})
     assert {r.job.id: r.entry.state for r in made.run()} == {"j0": "done", "j1": "done", "left": "failed"}
-    assert (commands / "arrays").read_text() == "2\n"
+    assert (fake_slurm / "arrays").read_text() == "2\n"
     script = next((tmp_path / "study/slurm").glob("*submission*.sh")).read_text()
-    for line in ("array=0-2%3", "partition=short", "time=30", "cpus-per-task=2", "gpus-per-node=1", "mem=3GB"):
+    wanted = ["array=0-2%3", "time=30", "cpus-per-task=2", "gpus-per-node=1", "mem=3GB", "partition=short"]
+    for line in (*wanted, "account=lab", "qos=low", "constraint='a100|h100'", "exclude='node[3-4]'"):
         assert f"#SBATCH --{line}\n" in script
+
+
+def test_jobs_that_slurm_does_not_accept_now_are_submitted_later(
+    tmp_path: Path, fake_slurm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slurm may limit the number of a user's jobs."""
+    monkeypatch.setattr("ablatio_std.launchers.slurm.INTERVAL", 0.5)
+    limit = f"""#!/bin/sh
+echo call >> {tmp_path}/calls
+[ "$(wc -l < {tmp_path}/calls)" != 2 ] || {{ echo "sbatch: error: Job violates policy" >&2; exit 1; }}
+"""
+    (fake_slurm / "sbatch").write_text(limit + SBATCH.removeprefix("#!/bin/sh\n"))
+    made = engine(tmp_path, job("talks", "chat"), *JOBS[:2], launcher="slurm", knobs={"workers": 2})
+    assert [r.entry.state for r in made.run()] == ["done"] * 3
+    assert "run j1 will be submitted when others have ended" in caplog.text and "Job violates policy" in caplog.text
+    assert (tmp_path / "calls").read_text() == "call\n" * 3
+
+
+@pytest.mark.parametrize("squeue", [SQUEUE, "#!/bin/sh\necho the controller is away >&2; exit 1\n"])
+def test_a_job_without_a_result_counts_as_lost_only_when_slurm_says_that_it_is_gone(
+    tmp_path: Path, fake_slurm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, squeue: str
+) -> None:
+    monkeypatch.setattr("ablatio_std.launchers._slurm_queue.INTERVAL", 0.2)
+    (fake_slurm / "queue").touch()
+    (fake_slurm / "squeue").write_text(squeue)
+    loses_the_first = SBATCH.replace("  echo", f"  mkdir {tmp_path}/lost 2> /dev/null && continue\n  echo")
+    (fake_slurm / "sbatch").write_text(loses_the_first)
+    stop = StopWhen(lambda made: "the controller is away" in caplog.text and states(made)["j1"] == "done")
+    made = engine(tmp_path / "study", *JOBS[:2], launcher="slurm", watcher=stop)
+    if squeue == SQUEUE:
+        assert [r.entry.state for r in made.run()] == ["done"] * 2
+        assert made.ledger.entries["j0"].attempt == 2
+        assert "of run j0 is gone without a result" in caplog.text
+    else:
+        monkeypatch.setattr("ablatio_std.launchers.slurm.GRACE", -4)
+        with pytest.raises(Preempted):
+            made.run()
+        assert states(made) == {"j0": "preempted", "j1": "done"}
+        assert caplog.text.count("the controller is away") == 1
+
+
+@pytest.mark.parametrize("knob", ["partition", "account", "qos", "constraint", "exclude"])
+@pytest.mark.parametrize("name", ["x\ntouch pwned #", "a b", "$(touch pwned)", "'", ";"])
+def test_a_name_that_is_a_command_of_the_shell_is_refused(tmp_path: Path, knob: str, name: str) -> None:
+    with pytest.raises(UserError, match=rf"launcher\.{knob}: expected a name without spaces and quotes"):
+        engine(tmp_path, JOBS[0], launcher="slurm", knobs={knob: name})
 
 
 @pytest.mark.filterwarnings("ignore:.*DEBUG_.*_log:pytest.PytestUnraisableExceptionWarning")
@@ -236,6 +301,9 @@ def test_own_launcher_takes_precedence_over_hydra_plugin(
         (["~hydra/launcher"], "one launcher and its knobs were expected"),
         (["hydra/launcher@x=ray"], "one launcher and its knobs were expected"),
         (["launcher.workerz=2"], "did you mean workers"),
+        (["launcher=slurm", "launcher.exclude=a[3]"], r"got a\[3\](.|\n)*try: \"launcher.exclude='a\[3\]'\"$"),
+        (["launcher=slurm", "launcher.exclude=a,b"], r"got a,b(.|\n)*try: \"launcher.exclude='a,b'\"$"),
+        (["launcher.workers=1,2"], "launcher.workers: got 1,2, expected one value$"),
         (["launcher=ray", "launcher.num_cpus=many"], "launcher.num_cpus: expected float, got 'many'"),
     ],
 )

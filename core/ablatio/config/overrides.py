@@ -60,7 +60,7 @@ def classify_overrides(overrides: list[str]) -> tuple[list[str], list[tuple[str,
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:  # the base class: the parser raises several types for a malformed override
             what = f"{text!r} is not a setting; write key=value, and quote special characters"
-            problems.append(Problem(text, what, _as_text(text)))
+            problems.append(Problem(text, what, as_text(text)))
             continue
         if parsed.key_or_group in options and not parsed.is_delete():
             found = list(_group_problems(parsed, options, chosen))
@@ -125,7 +125,7 @@ def no_option(group: str, name: str, options: Collection[str]) -> Problem:
     return replace(problem, what=problem.what + yaml_files.why_left_out(group, name))
 
 
-def _as_text(override: str) -> str:
+def as_text(override: str) -> str:
     """The override with its value as one quoted text; empty if that is no setting either."""
     key, equals, value = override.partition("=")
     if not equals or value.startswith(("'", '"')):
@@ -167,7 +167,7 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         what = f"got several values ({_swept(parsed)}) for one run; -m runs one after the other, quotes make one text"
-        return Problem(key, what, _as_text(parsed.input_line or "") if _takes_text(key, tree) else "")
+        return Problem(key, what, as_text(parsed.input_line or "") if _takes_text(key, tree) else "")
     if parsed.is_add() or key.startswith("hydra"):
         return None
     if (now := renamed.key(key)) != key:

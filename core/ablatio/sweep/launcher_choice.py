@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ablatio.config.grammar import parse
+from ablatio.config.overrides import as_text
 from ablatio.config.problems import unknown, value_problems
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.registry.kinds import launchers
+from ablatio.registry.knobs import Knob
+from ablatio.storage.paths import shell_word
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 GROUP, KNOBS = f"hydra/{SHORT}", f"hydra.{SHORT}."
@@ -40,10 +43,12 @@ def chosen_launcher(overrides: Sequence[str]) -> LauncherChoice:
         where, parsed = f"{SHORT}.{knob}", parse(text)
         if key == GROUP and not text.startswith("~") and "@" not in text:
             continue
-        if knob == key or parsed is None or parsed.is_sweep_override():
+        if knob == key:
             problems.append(Problem(SHORT, f"{text} came; one launcher and its knobs were expected", _fix(name)))
         elif knob not in knobs:
             problems.append(unknown(where, knob, knobs, prefix=f"{SHORT}."))
+        elif parsed is None or parsed.is_sweep_override():
+            problems.append(Problem(where, f"got {value_of(text)}, expected one value", _in_quotes(text, knobs[knob])))
         elif found := list(value_problems(where, knobs[knob], parsed.value())):
             problems += found
         else:
@@ -77,6 +82,15 @@ def _name(chosen: Sequence[str]) -> tuple[str, list[Problem]]:
         what = f"{SHORT}={name} came; one of {', '.join(names)} was expected"
         return usual(), [Problem(SHORT, what, _fix(usual()))]
     return usual(), [unknown(SHORT, name, names, prefix=f"{SHORT}=")]
+
+
+def _in_quotes(text: str, knob: Knob) -> str:
+    """The setting with its value as one text, as a word of a shell command; empty if the knob takes no such value."""
+    fixed = as_text(text.removeprefix("hydra."))
+    parsed = parse(fixed)
+    if not fixed or parsed is None or any(value_problems("", knob, parsed.value())):
+        return ""
+    return shell_word(fixed) if set('"$`\\!') & set(fixed) else f'"{fixed}"'
 
 
 def _fix(name: str) -> str:

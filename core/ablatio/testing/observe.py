@@ -314,7 +314,13 @@ def _prompt(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 def _launcher(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     """Its settings only; what it does with them is tested in its suite and in tests/sweep."""
     part = sample_parts.launcher(entry, knobs)
-    return [part.slots, {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | None)}]
+    return [part.slots, {k: v for k, v in vars(part).items() if _is_plain(v)}]
+
+
+def _is_plain(value: Any) -> bool:
+    """True for numbers, strings and None, and for dicts of them."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(v, int | float | str | None) for v in values)
 
 
 @observes("design")

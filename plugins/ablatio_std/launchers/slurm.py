@@ -1,11 +1,13 @@
 """Launcher for Slurm: one job per run, submitted through submitit."""
 
+import io
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +16,14 @@ from ablatio.data.workers import available_cores
 from ablatio.errors import UserError
 from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._server import GRACE
+from ablatio_std.launchers._slurm_queue import INTERVAL, SHORT_INTERVAL, SHOW, SlurmQueue, names_of
 from ablatio_std.launchers.pool import Pool, Seconds
 
 FOLDER = "slurm"  # folder in the study for the files of submitit
 POLL_INTERVAL = 0.25  # seconds between checks of the jobs
 QUEUE = 100  # default number of jobs in Slurm's queue
+# Names of partitions, accounts, nodes, and expressions of features: they become lines of a shell script.
+NAME = re.compile(r"[\w.,:@+&|*()\[\]-]*")
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +84,29 @@ class Slurm:
             int | None, Positive, "devices in use at a time; null: 100, on this machine cores / cpus"
         ] = None,
         partition: Annotated[str | None, "Slurm partition; null: the cluster's default"] = None,
+        account: Annotated[str | None, "account that is charged; null: the user's default"] = None,
+        qos: Annotated[str | None, "quality of service; null: the account's default"] = None,
+        constraint: Annotated[str | None, "features that a node must have, such as a100&nvlink; null: any node"] = None,
+        exclude: Annotated[str | None, "nodes not to use, such as node[3-4],node9; null: none"] = None,
         time: Annotated[int, Positive, "time limit of a job in minutes; a longer run continues in another job"] = 240,
         cpus: Annotated[int, Positive, "cores of a device of a run, and its number of threads"] = 1,
         gpus: Annotated[int, NonNegative, "GPUs of a device of a run"] = 0,
         memory: Annotated[float, Positive, "memory of a device of a run in GB"] = 8.0,
         timeout: Seconds = None,
     ) -> None:
-        self.work, self.cluster, self.timeout, self.partition = work, cluster, timeout, partition
+        names = {
+            "partition": partition, "account": account, "qos": qos, "constraint": constraint, "exclude": exclude
+        }  # fmt: skip
+        self.names = {f"slurm_{knob}": _checked(knob, name) for knob, name in names.items()}
+        self.work, self.cluster, self.timeout = work, cluster, timeout
         self.time, self.cpus, self.gpus, self.memory = time, cpus, gpus, memory
         on_this_machine = 1 if cluster == "debug" else max(1, available_cores() // cpus)
         self.slots = workers or (QUEUE if cluster == "slurm" else on_this_machine)
         self.waiting: list[LaunchRequest] = []
         self.running: dict[str, tuple[LaunchRequest, Any]] = {}
+        self.cancelled: set[str] = set()
+        self.queue = SlurmQueue()
+        self.next_submission = float("-inf")  # on the clock of time.monotonic()
 
     def start(self) -> None:
         self.submitit = _submitit()
@@ -103,6 +119,7 @@ class Slurm:
         self._send()
         if job not in self.running:
             return
+        self.cancelled.add(job)
         submitted = self.running[job][1]
         if self.cluster == "local":
             os.kill(int(submitted.job_id), signal.SIGTERM)  # submitit's cancel() allows a second for a checkpoint
@@ -112,35 +129,68 @@ class Slurm:
     def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
         self._send()
         deadline = time.monotonic() + seconds
-        while not (ended := [job for job, (_, submitted) in self.running.items() if _has_ended(submitted)]):
+        while not (ended := self._ended()):
             if time.monotonic() >= deadline:
                 return []
             time.sleep(min(POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
-        return [self._end(*self.running.pop(job)) for job in ended]
+        outcomes = [self._end(*self.running.pop(job)) for job in ended]
+        self.cancelled.difference_update(ended)
+        return outcomes
 
     def stop(self) -> None:
         self.waiting.clear()
+        self.queue.interval = SHORT_INTERVAL  # a job that had not started leaves without a result
         for job in list(self.running):
             self.cancel(job)
         deadline = time.monotonic() + GRACE + 5
         while self.running and time.monotonic() < deadline:
             self.poll(POLL_INTERVAL)
 
+    def _ended(self) -> list[str]:
+        if self.cluster == "slurm":
+            self.queue.update({submitted.job_id: job for job, (_, submitted) in self.running.items()})
+        return [job for job, (_, submitted) in self.running.items() if self._has_ended(submitted)]
+
+    def _has_ended(self, submitted: Any) -> bool:
+        if self.cluster == "slurm":  # submitit would ask sacct
+            return _has_result(submitted) or self.queue.has_left(submitted.job_id)
+        try:
+            return bool(submitted.done())
+        except Exception as error:  # submitit raises for a job that was cancelled before it started
+            log.warning("the state of job %s is unknown, it counts as ended: %s", submitted, error)
+            return True
+
     def _send(self) -> None:
         """Submit the waiting requests, with Slurm as one job array for each number of devices."""
+        if time.monotonic() < self.next_submission:
+            return
         orders, self.waiting = self.waiting, []
         for devices in dict.fromkeys(order.devices for order in orders):
-            self._send_array([order for order in orders if order.devices == devices], devices)
+            array = [order for order in orders if order.devices == devices]
+            try:
+                self._send_array(array, devices)
+            except UserError as refusal:  # of a limit that counts jobs: there is room when others have ended
+                if not self.running:
+                    raise
+                runs = names_of([order.job for order in array])
+                log.warning("%s will be submitted when others have ended: %s", runs, refusal)
+                self.waiting += array
+                self.next_submission = time.monotonic() + INTERVAL
 
     def _send_array(self, orders: Sequence[LaunchRequest], devices: int) -> None:
         if devices not in self.executors:
             self.executors[devices] = self._executor(Path(orders[0].folder), devices)
         executor = self.executors[devices]
         listen = self.cluster != "debug"  # with debug the run is executed in this process, which has its own handlers
-        with ExitStack() as stack:
-            if self.cluster == "slurm":
-                stack.enter_context(executor.batch())
-            jobs = [executor.submit(run_on_node, self.work, o, self.cpus, self.timeout, listen) for o in orders]
+        try:
+            with ExitStack() as stack:
+                if self.cluster == "slurm":
+                    stack.enter_context(redirect_stderr(io.StringIO()))  # submitit prints what it raises
+                    stack.enter_context(executor.batch())
+                jobs = [executor.submit(run_on_node, self.work, o, self.cpus, self.timeout, listen) for o in orders]
+        except self.submitit.core.utils.FailedJobError as error:
+            said = "; ".join(dict.fromkeys(line.removeprefix("sbatch: error: ") for line in str(error).splitlines()))
+            raise UserError(f"launcher=slurm: Slurm refused the jobs: {said}\n    try: {SHOW}") from None
         self.running |= {order.job: (order, submitted) for order, submitted in zip(orders, jobs, strict=True)}
 
     def _executor(self, study: Path, devices: int) -> Any:
@@ -150,12 +200,17 @@ class Slurm:
             raise UserError(f"launcher=slurm: {error}\n    try: launcher.cluster=local") from None
         executor.update_parameters(
             name="ablatio", timeout_min=self.time, cpus_per_task=devices * self.cpus,
-            gpus_per_node=devices * self.gpus, mem_gb=devices * self.memory, slurm_partition=self.partition,
-            slurm_array_parallelism=max(1, self.slots // devices),
+            gpus_per_node=devices * self.gpus, mem_gb=devices * self.memory,
+            slurm_array_parallelism=max(1, self.slots // devices), **self.names,
+            slurm_srun_args=[f"--cpus-per-task={devices * self.cpus}"],  # which srun no longer takes from its job
         )  # fmt: skip
         return executor
 
     def _end(self, order: LaunchRequest, submitted: Any) -> LaunchOutcome:
+        if self.cluster == "slurm" and not _has_result(submitted):
+            if order.job not in self.cancelled:
+                log.warning("Slurm job %s of run %s is gone without a result", submitted.job_id, order.job)
+            return LaunchOutcome(order, "lost")
         try:
             end: LaunchOutcome = submitted.result()
         except Exception as error:  # submitit raises many types: job failed, no result file, an error of the node
@@ -164,12 +219,18 @@ class Slurm:
         return end
 
 
-def _has_ended(submitted: Any) -> bool:
-    try:
-        return bool(submitted.done())
-    except Exception as error:  # submitit raises for a job that was cancelled before it started
-        log.warning("the state of Slurm job %s is unknown, it counts as ended: %s", submitted, error)
-        return True
+def _has_result(submitted: Any) -> bool:
+    """True if the job has written its result."""
+    folder = submitted.paths.folder
+    with suppress(OSError):  # a shared disk then looks at its server, not at its cache
+        folder.chmod(folder.stat().st_mode)
+    return bool(submitted.paths.result_pickle.exists())
+
+
+def _checked(knob: str, name: str | None) -> str | None:
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(f"launcher.{knob}: expected a name without spaces and quotes, got {name!r}\n    try: {SHOW}")
+    return name
 
 
 def _submitit() -> Any:
