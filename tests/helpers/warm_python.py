@@ -23,7 +23,7 @@ from typing import Any
 
 from helpers.threads import one_thread_in_fork
 
-OURS = ("ablatio", "ablatio_std", "helpers")
+OURS = ("ablatio", "ablatio_std", "helpers", "pytest", "_pytest")  # each process imports these anew
 SCAN = {"input", "env", "capture_output", "text", "timeout", "check"}  # what the scan of plugins asks for
 _PID = os.getpid()
 
@@ -131,6 +131,7 @@ def become(
         del sys.modules[name]
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_pytest")]
     subprocess.run = functools.partial(_run_in_fork, subprocess.run, kept, path)  # type: ignore[assignment]
+    subprocess.Popen = _with_forked_pytests(subprocess.Popen, kept, path)  # type: ignore[misc]
     one_thread_in_fork()
     code = 0
     try:
@@ -162,6 +163,50 @@ def _run_in_fork(
         return real(command, **options)  # type: ignore[no-any-return]
     context = multiprocessing.get_context("fork")
     return _finished(context, command[1:], options["env"], None, options["input"], options["timeout"], path, kept)
+
+
+class ForkedPytest:
+    """The part of subprocess.Popen that `ablatio check` uses, for a pytest that is a fork of this process."""
+
+    def __init__(
+        self, arguments: list[str], cwd: str, env: Mapping[str, str], output: int, path: list[str], kept: frozenset[str]
+    ) -> None:
+        place = (arguments, dict(env), cwd, "", path, kept)
+        self.process = multiprocessing.get_context("fork").Process(target=_become_with, args=(output, *place))
+        self.process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.returncode
+
+
+def _become_with(output: int, *place: Any) -> None:
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    become(*place)
+
+
+def _with_forked_pytests(real: type, kept: frozenset[str], path: list[str]) -> type:
+    """subprocess.Popen; of a pytest whose output is a file, a ForkedPytest."""
+
+    class Popen(real):  # type: ignore[misc]
+        def __new__(cls, command: Any = (), **options: Any) -> Any:
+            if list(command[:3]) != [sys.executable, "-m", "pytest"]:
+                return super().__new__(cls)
+            output = options["stdout"].fileno()
+            return ForkedPytest(list(command[1:]), options["cwd"], options["env"], output, path, kept)
+
+    return Popen
 
 
 def _execute(arguments: list[str]) -> None:

@@ -15,6 +15,11 @@ from ablatio.training.run import quiet_libraries
 TRAINER_OPTIONS = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
 
+# Lightning says so where it finds Slurm; our trainers never ask it.
+without_srun = pytest.mark.filterwarnings("ignore:The `srun` command is available")
+
+
+@without_srun
 def test_trainer_ignores_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_TRAINER_GRADIENT_CLIP_VAL", "0.125")
     assert pl.Trainer(**TRAINER_OPTIONS).gradient_clip_val == 0.125, "Lightning no longer reads these variables"
@@ -22,6 +27,7 @@ def test_trainer_ignores_environment_variables(monkeypatch: pytest.MonkeyPatch) 
     assert os.environ["PL_TRAINER_GRADIENT_CLIP_VAL"] == "0.125"
 
 
+@without_srun
 def test_trainer_ignores_callbacks_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = tmp_path / "stranger-1.0.dist-info"
     known.mkdir()

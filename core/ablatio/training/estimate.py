@@ -16,7 +16,7 @@ from ablatio.errors import EnvironmentFault
 from ablatio.model.build import build_model
 from ablatio.model.builder import PartChoice
 from ablatio.model.cost.flops import recomputed_flops
-from ablatio.model.cost.memory import WIDTH
+from ablatio.model.cost.memory import WIDTH, decoding_cache
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry import kinds
 from ablatio.training.device import Machine, runs_on_gpu
@@ -40,8 +40,8 @@ def estimate(spec: RunSpec) -> dict[str, Any]:
     counts: dict[str, Any] = {"non_embedding": size.non_embedding, "train_flops_per_token": spec.cost().train}
     if (again := recomputed_flops(spec.config, spec.vocabulary)) != 0:
         counts["recomputed_flops_per_token"] = again
-    here = {"length": spec.length, "machine": memory_here(spec.config["trainer"])}
-    return asdict(size) | counts | asdict(spec.memory) | here
+    counts |= asdict(spec.memory) | {"cache": decoding_cache(spec.config, spec.vocabulary)}
+    return asdict(size) | counts | {"length": spec.length, "machine": memory_here(spec.config["trainer"])}
 
 
 def memory_here(trainer: Mapping[str, Any]) -> int:

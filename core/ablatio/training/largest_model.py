@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from ablatio.config.schema import check
-from ablatio.model.cost.memory import SEVERAL
+from ablatio.model.cost.memory import SEVERAL, activations_counted_once
 from ablatio.registry import per_layer
 from ablatio.training.memory_per_device import memory_per_device, world_of
 from ablatio.training.run_spec import RunSpec
@@ -26,6 +26,7 @@ class Fitting:
     bytes: int
 
 
+@activations_counted_once()
 def deepest(config: Mapping[str, Any], room: float) -> Fitting | None:
     """The largest model.n_layers at the config's width whose training takes `room` bytes on a device; None if no one.
 

@@ -20,7 +20,7 @@ from transformers import (
 from ablatio.config.compose import compose_run
 from ablatio.config.presets import presets
 from ablatio.model.build import build_model
-from ablatio.model.cost.memory import memory_of
+from ablatio.model.cost.memory import decoding_cache, memory_of
 from ablatio.model.cost.parameters import measure
 from ablatio.model.on_meta import on_meta
 from ablatio.model.parameter_roles import groups_by_role
@@ -153,7 +153,7 @@ def test_activations_are_those_that_autograd_keeps(preset, more, layers):
 
 def test_the_cache_of_one_token_is_its_keys_and_values():
     config = config_of("llama2", "70b", "model.n_layers=3")
-    assert memory_of(config, 2048).cache == 3 * 2 * 8 * 128 * 4  # layers, k and v, heads of them, d_head, bytes
+    assert decoding_cache(config, 2048) == 3 * 2 * 8 * 128 * 4  # layers, k and v, heads of them, d_head, bytes
 
 
 @pytest.mark.matrix

@@ -1,9 +1,12 @@
-"""Memory of a model, counted on shapes alone: weights, gradients, optimizer, activations, decoding cache."""
+"""Memory of a model, counted on shapes alone: weights, gradients, optimizer, activations; and of its decoding cache."""
 
 import dataclasses
+import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +41,6 @@ class MemoryEstimate:
     gradients    of the trainable weights
     optimizer    state of the optimizer
     activations  peak of the activations that one row stores for its backward pass, at 32 bits
-    cache        decoding cache per token
     beside       weights of further models, such as a reference
     """
 
@@ -46,7 +48,6 @@ class MemoryEstimate:
     gradients: int
     optimizer: int | None
     activations: int | None
-    cache: int | None
     beside: int = 0
 
     @property
@@ -67,7 +68,6 @@ def memory_of(
     """
     with on_meta():
         model = ModelBuilder(config, vocab_size).model()
-        cache = _cache(model)
         if tune is not None:
             tune(model)
     held = {id(t): t for t in (*model.parameters(), *(model.buffers() if tune else ()))}.values()
@@ -76,7 +76,7 @@ def memory_of(
     state = _optimizer(model, PartChoice.of(config["optimizer"]))
     segment = max(int(getattr(m.run, "segment", 0)) for m in model.modules() if isinstance(m, Stack))
     activations = _activations(config, vocab_size, segment)
-    return MemoryEstimate(weights, gradients, state, activations, cache, copies * weights)
+    return MemoryEstimate(weights, gradients, state, activations, copies * weights)
 
 
 def _optimizer(model: LanguageModel, choice: PartChoice) -> int | None:
@@ -123,12 +123,35 @@ def _activations(config: Mapping[str, Any], vocab_size: int, segment: int) -> in
     return round(kept)
 
 
+_known: ContextVar[dict[str, int] | None] = ContextVar("counted activations", default=None)
+
+
+@contextmanager
+def activations_counted_once() -> Iterator[None]:
+    """Count the activations of equal models once: those of deep models follow from the same few layers."""
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
-    """Bytes that autograd saves in a forward pass over one row; each storage is counted once."""
+    """Bytes that autograd saves in a forward pass of so many layers over one row."""
     model_config = {**config["model"], "n_layers": layers}
     if model_config.get("encoder_layers") is not None:
         model_config["encoder_layers"] = layers
-    small = {**config, "model": model_config}
+    small, known = {**config, "model": model_config}, _known.get()
+    if known is None:
+        return _saved_by(small, vocab_size)
+    text = json.dumps([small, vocab_size])
+    if text not in known:
+        known[text] = _saved_by(small, vocab_size)
+    return known[text]
+
+
+def _saved_by(config: Mapping[str, Any], vocab_size: int) -> int:
+    """Bytes that autograd saves in a forward pass over one row; each storage is counted once."""
     example, _ = example_of(config, vocab_size)
     kept: dict[int, Any] = {}
 
@@ -138,7 +161,7 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
         return tensor
 
     with on_meta():
-        model = ModelBuilder(small, vocab_size).model().train()
+        model = ModelBuilder(config, vocab_size).model().train()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}  # saved, too, but counted elsewhere
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -155,13 +178,17 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
-def _cache(model: LanguageModel) -> int | None:
-    """Bytes that one more token of a text adds to the cache, at 32 bits; states of fixed size are not counted."""
+def decoding_cache(config: Mapping[str, Any], vocab_size: int) -> int | None:
+    """Bytes that one more token of a text adds to the cache, at 32 bits; states of fixed size are not counted.
+
+    None for an encoder, and where shapes do not determine it.
+    """
     cache = KVCache()
     try:
         with torch.no_grad(), on_meta():
-            model.eval().read(torch.zeros(1, 1, dtype=torch.long), None, cache)
-    except UserError:  # an encoder cannot decode, so it has no cache
+            model = ModelBuilder(config, vocab_size).model().eval()
+            model.read(torch.zeros(1, 1, dtype=torch.long), None, cache)
+    except UserError:  # an encoder cannot decode
         return None
     except Exception as error:  # an operation of a plugin may not support meta tensors
         log.warning("the memory of the decoding cache is unknown: %s", error)
