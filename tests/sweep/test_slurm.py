@@ -1,5 +1,6 @@
 """Launcher `slurm` on a real Slurm cluster of one node, which the tests start; its runs are fakes."""
 
+import json
 import logging
 import os
 import signal
@@ -137,3 +138,16 @@ def test_a_study_whose_sweeper_is_killed_is_resumed(cluster: SlurmCluster, tmp_p
     subprocess.run([*ablatio_command, "resume", str(tmp_path / "study")], check=True, stdout=subprocess.DEVNULL)
     entries = Ledger(tmp_path / "study/ledger.jsonl").read().values()
     assert sorted((entry.state, entry.attempt) for entry in entries) == [("done", 1)] * 2 + [("done", 2)] * 2
+
+
+@pytest.mark.long
+def test_tasks_are_the_ranks_of_a_run(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """`srun --ntasks 2`, two tasks on a machine, and one that starts its ranks: the numbers of one command without."""
+    settings = ["strategy=ddp", "trainer.devices=2", "size=tiny", "train.steps=4", "data.val_tokens=512"]
+    words = [sys.executable, "-m", "ablatio", "train", *settings, f"out={tmp_path}"]
+    starters = {"alone": [], "tasks": ["-n2"], "per-node": ["--ntasks-per-node=2"], "one": ["-n1", "-c2"]}
+    for name, options in starters.items():
+        srun = ["srun", *options] if options else []
+        subprocess.run([*srun, *words, f"name={name}"], check=True, stdout=subprocess.DEVNULL)
+    found = {name: json.loads((tmp_path / name / "summary.json").read_text())["val/loss"] for name in starters}
+    assert len(set(found.values())) == 1, found

@@ -28,6 +28,17 @@ def test_trainer_ignores_environment_variables(monkeypatch: pytest.MonkeyPatch) 
 
 
 @without_srun
+def test_trainer_does_not_ask_lightning_for_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a job of `sbatch --ntasks 2`, with one task on a machine or a rank for each."""
+    for name, value in {"NTASKS": "2", "JOB_NAME": "study", "PROCID": "1", "LOCALID": "1", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    with pytest.raises(RuntimeError, match="--ntasks=2"):
+        pl.Trainer(**TRAINER_OPTIONS)
+    assert make_trainer(accelerator="cpu").num_devices == 1
+
+
+@without_srun
 def test_trainer_ignores_callbacks_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = tmp_path / "stranger-1.0.dist-info"
     known.mkdir()

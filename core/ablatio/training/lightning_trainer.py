@@ -2,7 +2,8 @@
 
 Lightning also reads settings from environment variables (PL_TRAINER_GRADIENT_CLIP_VAL=0.1) and adds callbacks from
 entry points of installed packages.  Neither appears in a config, and both would change the arms of a study without a
-trace.
+trace.  Nor is Lightning asked for the cluster: `rank_environment` knows the ranks, and Lightning refuses Slurm jobs
+whose number of tasks is given as `--ntasks`.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch.utils.data import DataLoader, TensorDataset
 
 _OURS: dict[str, Any] = {  # features of Lightning that the training loop replaces
@@ -34,7 +36,10 @@ class RunTrainer(pl.Trainer):
     __signature__ = inspect.Signature()
 
     def __init__(self, *, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> None:
-        super().__init__(devices=settings.pop("devices", 1), callbacks=list(callbacks), **_OURS, **settings)
+        plugins = [LightningEnvironment(), *settings.pop("plugins", ())]
+        super().__init__(
+            devices=settings.pop("devices", 1), callbacks=list(callbacks), plugins=plugins, **_OURS, **settings
+        )
         self.callbacks = list(callbacks)  # drops those that Lightning took from installed packages
 
 
