@@ -4,7 +4,7 @@ A matrix is a test marked `matrix`: its parameters are the cross product of opti
 sample depends only on the tests' ids, so it is the same on every machine and in every process.
 
 The contract suites are such a matrix, of promises and parts: of a promise to many parts, `usual` tests one part in
-sixteen.  Each promise has other parts in its sample: each part is tested for about a sixteenth of its promises.
+24.  Each promise has other parts in its sample: each part is tested for about one in 24 of its promises.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 16
-SHARE = 16  # `usual` runs one in sixteen parameters of a matrix, or one in N of one marked `matrix(share=N)`
+CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 24
+SHARE = 24  # `usual` runs one in 24 parameters of a matrix, or one in N of one marked `matrix(share=N)`
 FEW = 2  # maximum number of parameters of one test in `fast`
 NOT_FAST = {"slow", "faults", "matrix", "long"}
 # Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, trainings, studies.

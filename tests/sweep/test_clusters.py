@@ -31,7 +31,9 @@ cp "$given" "$script"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 echo "$last" >> "$(dirname "$0")/arrays"
 for i in $(seq 0 "${last:-0}"); do
-  echo "$$_$i|RUNNING|None" >> "$(dirname "$0")/queue"
+  id=$$
+  [ -z "$last" ] || id="$$_$i"
+  echo "$id|RUNNING|None" >> "$(dirname "$0")/queue"
   export SLURM_JOB_ID=$$
   [ -z "$last" ] || export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID="$i"
   sh "$script" > /dev/null 2>&1 &
@@ -210,7 +212,7 @@ def test_a_job_without_a_result_counts_as_lost_only_when_slurm_says_that_it_is_g
     monkeypatch.setattr("ablatio_std.launchers._slurm_queue.INTERVAL", 0.2)
     (fake_slurm / "queue").touch()
     (fake_slurm / "squeue").write_text(squeue)
-    loses_the_first = SBATCH.replace("  echo", f"  mkdir {tmp_path}/lost 2> /dev/null && continue\n  echo")
+    loses_the_first = SBATCH.replace("  id=", f"  mkdir {tmp_path}/lost 2> /dev/null && continue\n  id=", 1)
     (fake_slurm / "sbatch").write_text(loses_the_first)
     stop = StopWhen(lambda made: "the controller is away" in caplog.text and states(made)["j1"] == "done")
     made = engine(tmp_path / "study", *JOBS[:2], launcher="slurm", watcher=stop)
