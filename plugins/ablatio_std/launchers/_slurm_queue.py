@@ -18,12 +18,14 @@ PATIENCE = 60.0  # seconds to wait for an answer
 COMMAND = ("squeue", "--noheader", "--array", "--format=%i|%T|%r")
 # Reasons for which jobs wait in a queue that works.
 USUAL = {"None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency", "Prolog", "Cleaning"}
+SHOW = "sinfo --format='%R %l %c %m %G', which shows the time limit, cores, memory and GPUs of each partition"
+ADVICE = {"PartitionTimeLimit": f"; launcher.time is more than the partition allows\n    try: {SHOW}"}  # by reason
 
 log = logging.getLogger(__name__)
 
 
 class SlurmQueue:
-    """What Slurm says of submitted jobs, asked for at most every `interval` seconds."""
+    """State of the submitted jobs in Slurm's queue; Slurm is asked at most once in `interval` seconds."""
 
     def __init__(self) -> None:
         self.interval = INTERVAL
@@ -73,13 +75,6 @@ class SlurmQueue:
         if key not in self.said:
             self.said.add(key)
             log.warning(message, *words)
-
-
-SHOW = "sinfo --format='%R %l %c %m %G', which shows the time limit, cores, memory and GPUs of each partition"
-ADVICE = {
-    reason: f"; launcher.{knob} is more than the partition allows\n    try: {SHOW}"
-    for reason, knob in {"PartitionTimeLimit": "time", "PartitionNodeLimit": "cpus"}.items()
-}
 
 
 def names_of(runs: Collection[str]) -> str:
