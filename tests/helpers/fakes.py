@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ablatio
+import ablatio_std
 from ablatio import launchers
 from ablatio.errors import Diverged
 from ablatio.registry.kinds.launch_types import LaunchRequest
@@ -90,6 +92,29 @@ def engine(folder: Path, *jobs: Job, **options: Any) -> Engine:
     knobs = options.pop("knobs", {"workers": 2})
     launcher = launchers.build(options.pop("launcher", "pool"), knobs, work=fake_work)
     return Engine(folder, jobs, launcher, **options)
+
+
+class Once:
+    """Watcher of a sweep that does something once, as soon as a condition of the engine is true."""
+
+    def __init__(self, condition: Callable[[Engine], bool], do: Callable[[], object]) -> None:
+        self.condition, self.do, self.done = condition, do, False
+
+    def update(self, made: Engine) -> None:
+        if not self.done and self.condition(made):
+            self.done = True
+            self.do()
+
+
+def stop_when(condition: Callable[[Engine], bool]) -> Once:
+    """Watcher that sends SIGTERM to this process."""
+    return Once(condition, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def homes_of_packages() -> str:
+    """PYTHONPATH of processes that other programs start: the fakes and the packages."""
+    homes = [Path(__file__).parents[1], *(Path(str(module.__file__)).parents[1] for module in (ablatio, ablatio_std))]
+    return os.pathsep.join(map(str, homes))
 
 
 def states(made: Engine) -> dict[str, str]:

@@ -9,6 +9,7 @@ from helpers.gangs import TINY
 from ablatio.cli.size import run as size_command
 from ablatio.config.compose import compose_run
 from ablatio.errors import EnvironmentFault, UserError
+from ablatio.model.cost import memory
 from ablatio.training import estimate, largest_model
 from ablatio.training.run_spec import RunSpec
 
@@ -151,6 +152,10 @@ def test_the_deepest_of_many_layers_builds_no_deep_model(monkeypatch: pytest.Mon
     built: list[int] = []
     counted = largest_model._counted
     monkeypatch.setattr(largest_model, "_counted", lambda c, s: built.append(s["model.n_layers"]) or counted(c, s))
+    passes: list[int] = []
+    saved = memory._saved_by
+    monkeypatch.setattr(memory, "_saved_by", lambda c, v: passes.append(c["model"]["n_layers"]) or saved(c, v))
     found = largest_model.deepest(compose_run(TINY).config, 1e9)
+    assert len(passes) == len(set(passes)), "the activations of a model were counted twice"
     assert found is not None and found.settings["model.n_layers"] > 300 and found.bytes <= 1e9
     assert sum(built) < 60  # layers

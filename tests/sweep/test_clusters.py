@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fakes import engine, fake_work, job, states, table
+from helpers.fakes import engine, fake_work, homes_of_packages, job, states, stop_when, table
 
-import ablatio
-import ablatio_std
 from ablatio import launchers
 from ablatio.api.multirun import multirun
 from ablatio.cli.main import main
@@ -50,8 +48,7 @@ exec "$@"
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the fakes and the packages on PYTHONPATH for the processes that Ray and submitit start."""
-    homes = [Path(__file__).parents[1], *(Path(str(m.__file__)).parents[1] for m in (ablatio, ablatio_std))]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, homes)))
+    monkeypatch.setenv("PYTHONPATH", homes_of_packages())
 
 
 @pytest.fixture
@@ -67,6 +64,11 @@ def cluster(importable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.first = made.grow()
     yield made
     made.shutdown()
+
+
+def has_begun(folder: Path) -> Callable[[Any], bool]:
+    """True once the job `slow` has reached its second step."""
+    return lambda made: (folder / "runs/slow/once").exists()
 
 
 @pytest.mark.slow
@@ -119,32 +121,15 @@ def test_run_of_a_lost_ray_node_resumes_on_another_node(cluster: Any, tmp_path: 
 def test_sigterm_preempts_ray_sweep_which_can_be_resumed(tmp_path: Path) -> None:
     """Ray installs its own SIGTERM handler in this process; the sweep's handler must take precedence."""
     with pytest.raises(Preempted, match="ablatio resume"):
-        engine(tmp_path, job("slow", "once:slow"), launcher="ray", watcher=Stop(tmp_path), knobs={"workers": 1}).run()
+        engine(
+            tmp_path,
+            job("slow", "once:slow"),
+            launcher="ray",
+            watcher=stop_when(has_begun(tmp_path)),
+            knobs={"workers": 1},
+        ).run()
     assert Ledger(tmp_path / "ledger.jsonl").read()["slow"].state == "preempted"
     assert [r.entry.state for r in engine(tmp_path, job("slow", "once:slow")).run()] == ["done"]
-
-
-class Stop:
-    """Send SIGTERM to this process once, when the job `slow` has reached its second step."""
-
-    def __init__(self, folder: Path) -> None:
-        self.marker, self.sent = folder / "runs/slow/once", False
-
-    def update(self, made: Any) -> None:
-        if self.marker.exists() and not self.sent:
-            self.sent = True
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class StopWhen:
-    """Send SIGTERM to this process once a condition of the sweep is true."""
-
-    def __init__(self, condition: Callable[[Any], bool]) -> None:
-        self.condition = condition
-
-    def update(self, made: Any) -> None:
-        if self.condition(made) and not made.stopped:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_submitit_gives_the_results_of_the_pool(tmp_path: Path) -> None:
@@ -158,7 +143,9 @@ def test_submitit_gives_the_results_of_the_pool(tmp_path: Path) -> None:
 
 def test_sigterm_preempts_submitit_sweep_which_can_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(Preempted, match="ablatio resume"):
-        engine(tmp_path, job("slow", "once:slow"), launcher="slurm", watcher=Stop(tmp_path), knobs=LOCAL).run()
+        engine(
+            tmp_path, job("slow", "once:slow"), launcher="slurm", watcher=stop_when(has_begun(tmp_path)), knobs=LOCAL
+        ).run()
     assert Ledger(tmp_path / "ledger.jsonl").read()["slow"].state == "preempted"
     results = engine(tmp_path, job("slow", "once:slow"), launcher="slurm", knobs=LOCAL).run()
     assert [r.entry.state for r in results] == ["done"]
@@ -205,27 +192,36 @@ echo call >> {tmp_path}/calls
     assert (tmp_path / "calls").read_text() == "call\n" * 3
 
 
-@pytest.mark.parametrize("squeue", [SQUEUE, "#!/bin/sh\necho the controller is away >&2; exit 1\n"])
-def test_a_job_without_a_result_counts_as_lost_only_when_slurm_says_that_it_is_gone(
-    tmp_path: Path, fake_slurm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, squeue: str
-) -> None:
+@pytest.fixture
+def losing_slurm(tmp_path: Path, fake_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm that loses the first job that it is given."""
     monkeypatch.setattr("ablatio_std.launchers._slurm_queue.INTERVAL", 0.2)
     (fake_slurm / "queue").touch()
-    (fake_slurm / "squeue").write_text(squeue)
     loses_the_first = SBATCH.replace("  id=", f"  mkdir {tmp_path}/lost 2> /dev/null && continue\n  id=", 1)
     (fake_slurm / "sbatch").write_text(loses_the_first)
-    stop = StopWhen(lambda made: "the controller is away" in caplog.text and states(made)["j1"] == "done")
+    return fake_slurm
+
+
+def test_a_job_that_slurm_no_longer_lists_is_submitted_again(
+    tmp_path: Path, losing_slurm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = engine(tmp_path / "study", *JOBS[:2], launcher="slurm")
+    assert [r.entry.state for r in made.run()] == ["done"] * 2
+    assert made.ledger.entries["j0"].attempt == 2
+    assert "of run j0 is gone without a result" in caplog.text
+
+
+def test_no_job_counts_as_lost_while_slurm_gives_no_answer(
+    tmp_path: Path, losing_slurm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ablatio_std.launchers.slurm.GRACE", -4)
+    (losing_slurm / "squeue").write_text("#!/bin/sh\necho the controller is away >&2; exit 1\n")
+    stop = stop_when(lambda made: "the controller is away" in caplog.text and states(made)["j1"] == "done")
     made = engine(tmp_path / "study", *JOBS[:2], launcher="slurm", watcher=stop)
-    if squeue == SQUEUE:
-        assert [r.entry.state for r in made.run()] == ["done"] * 2
-        assert made.ledger.entries["j0"].attempt == 2
-        assert "of run j0 is gone without a result" in caplog.text
-    else:
-        monkeypatch.setattr("ablatio_std.launchers.slurm.GRACE", -4)
-        with pytest.raises(Preempted):
-            made.run()
-        assert states(made) == {"j0": "preempted", "j1": "done"}
-        assert caplog.text.count("the controller is away") == 1
+    with pytest.raises(Preempted):
+        made.run()
+    assert states(made) == {"j0": "preempted", "j1": "done"}
+    assert caplog.text.count("the controller is away") == 1
 
 
 @pytest.mark.parametrize("knob", ["partition", "account", "qos", "constraint", "exclude"])

@@ -2,22 +2,18 @@
 
 import json
 import logging
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import slurm_cluster
-from helpers.fakes import engine, job, states, table
+from helpers.fakes import Once, engine, homes_of_packages, job, states, stop_when, table
 from helpers.slurm_cluster import SlurmCluster
 
-import ablatio
-import ablatio_std
 from ablatio.errors import Preempted, UserError
 from ablatio.sweep.ledger import Ledger
 from ablatio_std.launchers import _slurm_queue
@@ -38,23 +34,10 @@ def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 @pytest.fixture
 def cluster(daemons: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
     """The cluster, for the commands of this process, with the fakes and the packages on PYTHONPATH of its jobs."""
-    homes = [Path(__file__).parents[1], *(Path(str(m.__file__)).parents[1] for m in (ablatio, ablatio_std))]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, homes)))
+    monkeypatch.setenv("PYTHONPATH", homes_of_packages())
     monkeypatch.setenv("SLURM_CONF", str(daemons.config))
     monkeypatch.setattr(_slurm_queue, "INTERVAL", 0.3)
     return daemons
-
-
-class Once:
-    """Do something once, as soon as a condition of the sweep is true."""
-
-    def __init__(self, condition: Callable[[Any], bool], do: Callable[[], object]) -> None:
-        self.condition, self.do, self.done = condition, do, False
-
-    def update(self, made: Any) -> None:
-        if not self.done and self.condition(made):
-            self.done = True
-            self.do()
 
 
 def test_results_are_those_of_the_pool(cluster: SlurmCluster, tmp_path: Path) -> None:
@@ -96,7 +79,7 @@ def test_a_job_that_was_cancelled_before_it_started_is_submitted_again(cluster: 
 def test_the_reason_why_a_job_waits_is_said(
     cluster: SlurmCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = Once(lambda made: "PartitionTimeLimit" in caplog.text, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    said = stop_when(lambda made: "PartitionTimeLimit" in caplog.text)
     made = engine(tmp_path, *JOBS, launcher="slurm", knobs={**KNOBS, "time": 61}, watcher=said)
     with caplog.at_level(logging.WARNING), pytest.raises(Preempted):
         made.run()
